@@ -1,0 +1,205 @@
+"""
+Trains the small checkpoint that the package carries, on synthesised sounds, on a CPU.
+
+    python scripts/train_bundled_checkpoint.py codec --output_dir runs/codec
+    python scripts/train_bundled_checkpoint.py generator --codec runs/codec --output_dir runs/generator
+
+Each stage takes about an hour on one core. The last state of each is in its output folder at every interval.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.nn.utils import parametrize
+
+from transformers_aar import SatConfig, SatFeatureExtractor, SatModel
+from transformers_aar.data.synthesis import SOUND_KINDS, synthesize
+from transformers_aar.training.discriminators import MultiScaleSTFTDiscriminator
+from transformers_aar.training.losses import (
+    MelLoss,
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching_loss,
+    weighted_sum,
+)
+from transformers_aar.training.schedules import cosine
+
+# held-out sounds have seeds from here on; training stays below
+FIRST_HELD_OUT_SEED = 1_000_000
+
+CODEC_CONFIG = {
+    "num_filters": 16,
+    "hidden_size": 64,
+    "codebook_dim": 32,
+    "codebook_size": 256,
+    "num_lstm_layers": 1,
+}
+CODEC_LOSS_WEIGHTS = {"adversarial": 3.0, "feature": 3.0, "wave": 1.0, "mel": 1.0, "commitment": 1.0}
+
+
+def sound_pool(seeds: range) -> tuple[torch.Tensor, torch.Tensor]:
+    """One-second sounds `(num_kinds · num_seeds, 1, 24000)` and their label ids, kinds alternating."""
+    pairs = [(kind, seed) for seed in seeds for kind in range(len(SOUND_KINDS))]
+    sounds = torch.stack([torch.from_numpy(synthesize(SOUND_KINDS[kind], seed)) for kind, seed in pairs])
+    return sounds[:, None], torch.tensor([kind for kind, _ in pairs])
+
+
+def random_batches(num_items: int, batch_size: int, num_batches: int, seed: int):
+    """Index batches that go through a new permutation of all items in every epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(num_batches):
+        if len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(num_items, generator=generator)])
+        yield order[:batch_size]
+        order = order[batch_size:]
+
+
+def autoencode(codec, sounds: torch.Tensor) -> torch.Tensor:
+    """Encoder and decoder without the quantizer in between."""
+    latents = codec.quantizer.project_in(codec.encoder(sounds).transpose(1, 2))
+    return codec.decoder(codec.quantizer.project_out(latents).transpose(1, 2))
+
+
+def codec_losses(codec, mel_loss, discriminator, sounds: torch.Tensor, quantized: bool, adversarial: bool):
+    """Forward of the generator's side; quantizer and discriminator join when their time has come."""
+    output = codec(sounds) if quantized else None
+    audio_values = output.audio_values if quantized else autoencode(codec, sounds)
+    losses = {"wave": F.l1_loss(audio_values, sounds), "mel": mel_loss(audio_values, sounds)}
+    if quantized:
+        losses["commitment"] = output.commitment_loss
+    if adversarial:
+        fake = discriminator(audio_values)
+        with torch.no_grad():
+            real = discriminator(sounds)
+        losses["adversarial"] = adversarial_loss(fake.logits)
+        losses["feature"] = feature_matching_loss(real.features, fake.features)
+    return audio_values, losses
+
+
+@torch.no_grad()
+def initialize_from_data(codec, sounds: torch.Tensor) -> None:
+    """
+    Data-dependent initialisation of weight-normed layers (Salimans & Kingma 2016, section 3): every convolution starts
+    with outputs of mean 0 and variance 1. With PyTorch's defaults the part of the latents that depends on the sound
+    fades to a thousandth on its way through the encoder, and hundreds of steps pass before anything is learned.
+    """
+
+    def normalize(conv, _, output):
+        mean = output.mean((0, 2))
+        std = (output - mean[:, None]).std()
+        conv.parametrizations.weight.original0.div_(std)
+        conv.bias.sub_(mean).div_(std)
+        return (output - mean[:, None]) / std
+
+    convs = [module for module in codec.modules() if parametrize.is_parametrized(module, "weight")]
+    hooks = [conv.register_forward_hook(normalize) for conv in convs]
+    autoencode(codec, sounds)
+    for hook in hooks:
+        hook.remove()
+    last = codec.decoder.layers[-1].conv
+    for part in (last.parametrizations.weight.original0, last.bias):
+        part.mul_(sounds.std())
+
+
+def start_codebooks(codec, sounds: torch.Tensor, batch_size: int) -> None:
+    """
+    k-means on an encoder that already encodes: on a fresh one, whose output's scale still changes by the step, the
+    vectors run away from the codebooks, a single code is left in use, and decoder and encoder learn to ignore it.
+    """
+    codec.start_codebooks(sounds)
+    # as if one training batch had been counted, so that the moving averages forget the start at their normal pace
+    for statistic in (codec.quantizer.cluster_size, codec.quantizer.codebook_sum):
+        statistic.mul_(batch_size / len(sounds))
+
+
+@torch.no_grad()
+def validate_codec(codec, mel_loss, sounds: torch.Tensor) -> dict:
+    """Mel distance and codebook use on held-out sounds."""
+    codec.eval()
+    audio_codes = codec.encode(sounds).audio_codes
+    distance = mel_loss(codec.decode(audio_codes).audio_values, sounds).item()
+    used = [len(scale.unique()) for scale in codec.split_scales(audio_codes)]
+    codec.train()
+    return {"validation_mel": distance, "codes_used": used}
+
+
+def train_codec(args: argparse.Namespace) -> None:
+    set_seed(args.seed)
+    accelerator = Accelerator(cpu=True)
+    sounds, _ = sound_pool(range(args.sounds_per_kind))
+    held_out, _ = sound_pool(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 5))
+    codec = SatModel(SatConfig(**CODEC_CONFIG)).train()
+    discriminator = MultiScaleSTFTDiscriminator(n_ffts=(1024, 512, 256), num_filters=8)
+    mel_loss = MelLoss(codec.config.sampling_rate)
+    initialize_from_data(codec, sounds[: 3 * len(SOUND_KINDS)])
+    optimizers = [
+        torch.optim.Adam(codec.parameters(), lr=args.learning_rate, betas=(0.9, 0.99)),
+        torch.optim.Adam(discriminator.parameters(), lr=3e-4, betas=(0.5, 0.9)),
+    ]
+    codec, discriminator, *optimizers = accelerator.prepare(codec, discriminator, *optimizers)
+
+    start = time.time()
+    for step, index in enumerate(random_batches(len(sounds), args.batch_size, args.max_steps, args.seed)):
+        adversarial = step >= args.discriminator_start
+        if step == args.quantizer_start:
+            start_codebooks(codec, sounds[: args.codebook_sounds], args.batch_size)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                peak = args.learning_rate if optimizer is optimizers[0] else 3e-4
+                group["lr"] = peak * cosine(step, args.warmup_steps, args.max_steps)
+        # without the quantizer there are no windows, and shorter crops make more steps of the same time
+        batch = sounds[index] if step >= args.quantizer_start else sounds[index, :, : args.crop_length]
+        audio_values, losses = codec_losses(
+            codec, mel_loss, discriminator, batch, step >= args.quantizer_start, adversarial
+        )
+        accelerator.backward(weighted_sum(losses, {name: CODEC_LOSS_WEIGHTS[name] for name in losses}))
+        accelerator.clip_grad_norm_(codec.parameters(), 1.0)
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+        if adversarial:
+            real, fake = discriminator(batch), discriminator(audio_values.detach())
+            optimizers[1].zero_grad()
+            losses["discriminator"] = discriminator_loss(real.logits, fake.logits)
+            accelerator.backward(losses["discriminator"])
+            optimizers[1].step()
+        entry = {"step": step + 1, "seconds": time.time() - start, **{k: v.item() for k, v in losses.items()}}
+        if (step + 1) % args.save_steps == 0 or step + 1 == args.max_steps:
+            if step >= args.quantizer_start:
+                entry |= validate_codec(codec, mel_loss, held_out)
+            save(codec, SatFeatureExtractor(), args.output_dir)
+            print(json.dumps(entry), flush=True)
+        if not math.isfinite(entry["mel"]):
+            raise SystemExit(f"The loss is not finite at step {step + 1}; the last good state is in {args.output_dir}.")
+        (args.output_dir / "log.jsonl").open("a").write(json.dumps(entry) + "\n")
+
+
+def save(model, processor, folder: Path) -> None:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    stages = parser.add_subparsers(required=True)
+    codec = stages.add_parser("codec")
+    codec.set_defaults(run=train_codec, learning_rate=1e-3, batch_size=8, max_steps=2700, discriminator_start=2200)
+    codec.set_defaults(warmup_steps=50, save_steps=100, sounds_per_kind=500, quantizer_start=300, codebook_sounds=240, crop_length=9600)
+    for stage in (codec,):
+        stage.add_argument("--output_dir", type=Path, required=True)
+        stage.add_argument("--seed", type=int, default=0)
+        stage.add_argument("--max_steps", type=int)
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

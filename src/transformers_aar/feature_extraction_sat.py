@@ -1,0 +1,96 @@
+"""Feature extractor of SAT: checks waveforms and pads them into a batch."""
+
+import numpy as np
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+
+
+class SatFeatureExtractor(SequenceFeatureExtractor):
+    """
+    Turns waveforms into the `input_values` and `padding_mask` of a [`SatModel`]. It neither resamples nor normalises.
+
+    Args:
+        feature_size (`int`, defaults to 1): channels of the audio.
+        sampling_rate (`int`, defaults to 24000): samples per second that the codec expects, in Hz.
+        padding_value (`float`, defaults to 0.0): value of the padding at the end of shorter sounds.
+    """
+
+    model_input_names = ["input_values", "padding_mask"]
+
+    def __init__(self, feature_size: int = 1, sampling_rate: int = 24_000, padding_value: float = 0.0, **kwargs):
+        super().__init__(
+            feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs
+        )
+
+    def __call__(
+        self,
+        raw_audio,
+        sampling_rate: int | None = None,
+        padding: bool = True,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """
+        Args:
+            raw_audio (`np.ndarray`, `torch.Tensor`, `list[float]`, or a list of them):
+                One sound, of shape `(num_samples,)` or `(channels, num_samples)`, or several of any lengths.
+            sampling_rate (`int`):
+                Rate of the sounds in Hz; it must be this extractor's.
+            padding (`bool`, defaults to `True`):
+                Whether to pad to the longest sound of the batch.
+            return_tensors (`str`, *optional*):
+                `"pt"` or `"np"`.
+
+        Returns:
+            [`BatchFeature`] with `input_values`, float32 of shape `(batch_size, channels, num_samples)`, and
+            `padding_mask`, int64 of shape `(batch_size, num_samples)`, 0 in the padding.
+
+        Raises:
+            ValueError: for another rate, another number of channels, and empty, NaN or infinite audio.
+        """
+        if sampling_rate is None:
+            raise ValueError(f"Pass `sampling_rate` (this codec expects {self.sampling_rate} Hz).")
+        if sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"The audio has {sampling_rate} Hz but this codec expects {self.sampling_rate} Hz; resample it first, "
+                f"for example with torchaudio.functional.resample(audio, {sampling_rate}, {self.sampling_rate})."
+            )
+        sounds = [self._check(sound, number) for number, sound in enumerate(_as_list(raw_audio))]
+        if not sounds:
+            raise ValueError("`raw_audio` is an empty list; give at least one sound.")
+        longest = max(sound.shape[1] for sound in sounds)
+        missing = [longest - sound.shape[1] if padding else 0 for sound in sounds]
+        values = [
+            np.pad(sound, ((0, 0), (0, count)), constant_values=self.padding_value)
+            for sound, count in zip(sounds, missing, strict=True)
+        ]
+        masks = [
+            np.pad(np.ones(sound.shape[1], dtype=np.int64), (0, count))
+            for sound, count in zip(sounds, missing, strict=True)
+        ]
+        return BatchFeature({"input_values": values, "padding_mask": masks}, tensor_type=return_tensors)
+
+    def _check(self, sound, number: int) -> np.ndarray:
+        """One sound as float32 of shape `(channels, num_samples)`."""
+        sound = np.asarray(sound, dtype=np.float32)
+        sound = sound[None] if sound.ndim == 1 else sound
+        if sound.ndim != 2 or sound.shape[0] != self.feature_size:
+            raise ValueError(
+                f"Sound {number} has the shape {sound.shape}, but this codec expects {self.feature_size} channel(s) as "
+                f"({self.feature_size}, num_samples); mix it down first, for example with audio.mean(0)."
+            )
+        if sound.shape[1] == 0:
+            raise ValueError(f"Sound {number} is empty; give at least one sample.")
+        if not np.isfinite(sound).all():
+            raise ValueError(f"Sound {number} holds NaN or infinite samples; clean it first.")
+        return sound
+
+
+def _as_list(raw_audio) -> list:
+    """The sounds of a batch, which may be one sound without a batch around it."""
+    if isinstance(raw_audio, (list, tuple)):
+        is_batch = len(raw_audio) > 0 and np.ndim(raw_audio[0]) > 0
+        return list(raw_audio) if is_batch else [raw_audio]
+    return list(raw_audio) if np.ndim(raw_audio) == 3 else [raw_audio]
+
+
+__all__ = ["SatFeatureExtractor"]

@@ -1,0 +1,432 @@
+"""Next-scale generation: sixteen forward passes for a second of sound (arXiv 2408.09027, section 3.2)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import ModelOutput, logging
+
+logger = logging.get_logger(__name__)
+
+# what `generate` reads of a generation config; custom fields come with the value they have when nobody sets them
+_CUSTOM_DEFAULTS = {"num_windows": 1, "max_batch_rows": 64, "gumbel_smoothing": False}
+_LIBRARY_FIELDS = (
+    *("do_sample", "guidance_scale", "temperature", "top_k", "top_p", "num_return_sequences"),
+    *("return_dict_in_generate", "output_scores", "output_logits"),
+)
+# what the text-to-audio pipeline and loaded files always carry, and what has no effect here
+_TOLERATED_FIELDS = (
+    *("max_new_tokens", "max_length", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
+    *("transformers_version", "_from_model_config", "is_assistant"),
+)
+
+
+@dataclass
+class AarGenerateOutput(ModelOutput):
+    """
+    Args:
+        audio (`torch.FloatTensor` of shape `(num_sounds, audio_channels, num_samples)`):
+            Generated waveforms.
+        audio_codes (`torch.LongTensor` of shape `(num_sounds, num_windows, tokens_per_window)`):
+            Their codes. They decode to `audio`, unless Gumbel smoothing was on.
+        scores (`tuple(torch.FloatTensor)`, *optional*):
+            Per generated scale the logits `(num_sounds · num_windows, n_s, codebook_size)` that were sampled from: guided,
+            with temperature, top-k and top-p.
+        logits (`tuple(torch.FloatTensor)`, *optional*):
+            The same before temperature, top-k and top-p, after guidance.
+        lengths (`torch.LongTensor` of shape `(num_sounds,)`):
+            Samples per sound.
+    """
+
+    audio: torch.FloatTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    scores: tuple[torch.FloatTensor, ...] | None = None
+    logits: tuple[torch.FloatTensor, ...] | None = None
+    lengths: torch.LongTensor | None = None
+
+
+class AarCacheLayer(CacheLayerMixin):
+    """
+    Keys and values of one block, allocated once for all slots. Attention gets a view of those written so far, so that
+    neither a mask nor a copy is needed, and lengths are known without asking the device.
+    """
+
+    is_sliding = False
+
+    def __init__(self, num_slots: int):
+        super().__init__()
+        self.num_slots = num_slots
+        self.length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        rows, heads, _, head_dim = key_states.shape
+        self.keys = key_states.new_empty(rows, heads, self.num_slots, head_dim)
+        self.values = torch.empty_like(self.keys)
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.num_slots
+
+    # the name of the same method in versions of the library before `get_max_length`
+    get_max_cache_shape = get_max_length
+
+
+class AarPreviewStreamer(BaseStreamer):
+    """
+    Streamer for `generate` that decodes what is known of the sound after every scale, coarse to fine.
+
+    Args:
+        codec_model ([`SatModel`]): the generator's codec.
+        on_preview (`Callable[[int, torch.Tensor], None]`):
+            Called with the number of scales so far and the waveform `(num_sounds, audio_channels, num_samples)`.
+    """
+
+    def __init__(self, codec_model, on_preview: Callable[[int, torch.Tensor], None]):
+        self.codec_model = codec_model
+        self.on_preview = on_preview
+        self.scales: list[torch.LongTensor] = []
+
+    def put(self, value: torch.LongTensor) -> None:
+        """Takes the codes `(num_sounds, num_windows, n_s)` of the next scale."""
+        self.scales.append(value)
+        audio = self.codec_model.decode(self.codec_model.merge_scales(self.scales), return_dict=True).audio_values
+        self.on_preview(len(self.scales), audio)
+
+    def end(self) -> None:
+        self.scales.clear()
+
+
+@dataclass
+class _Rows:
+    """The rows of one pass: some windows of some sounds, sound-major."""
+
+    num_windows: int
+    conditioning: torch.Tensor
+    unconditional: torch.Tensor | None
+    given_codes: torch.LongTensor | None
+    generators: list[torch.Generator] | torch.Generator | None
+
+
+class AarGenerationMixin(GenerationMixin):
+    """Gives [`AarForConditionalGeneration`] its `generate`."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        conditioning_embeds: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        is_longer: torch.Tensor | None = None,
+        negative_input_ids: torch.LongTensor | None = None,
+        negative_attention_mask: torch.Tensor | None = None,
+        negative_conditioning_embeds: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        audio_codes: torch.LongTensor | None = None,
+        streamer: BaseStreamer | None = None,
+        **kwargs,
+    ) -> torch.FloatTensor | AarGenerateOutput:
+        r"""
+        Generates sounds, coarse scales first:
+
+        1. Conditioning vectors are computed, and repeated for every returned sound and window; for guidance the same
+           number of unconditional rows joins the batch.
+        2. Whatever doesn't depend on tokens (the blocks' modulation) is computed once.
+        3. For each scale s = 0 … S − 1 one forward pass predicts all its tokens from the scales before, whose keys and
+           values are in a cache of fixed size.
+        4. Guidance: logits = (1 + t)·conditional − t·unconditional with t = guidance_scale · s / (S − 1).
+        5. Temperature, top-k and top-p, then one draw per token.
+        6. The tokens' contribution is added to the quantizer's running sum, which pooled is the next scale's input.
+        7. The codec decodes the sum; several windows are joined.
+
+        Args:
+            input_ids, attention_mask, conditioning_embeds, input_features, is_longer:
+                The conditioning, one per sound; see `encode_conditioning`. A model without conditioning takes none, or
+                `input_ids` for the number of sounds only.
+            negative_input_ids, negative_attention_mask, negative_conditioning_embeds (*optional*):
+                What to steer away from, in place of "no conditioning": one, or one per sound.
+            generation_config ([`GenerationConfig`], *optional*):
+                Defaults for everything below; the model's own otherwise.
+            generator (`torch.Generator` or a list of them, *optional*):
+                One for all draws, or one per returned sound, which makes each sound independent of its batch.
+            audio_codes (`torch.LongTensor` of shape `(num_sounds or 1, num_windows, tokens)`, *optional*):
+                Codes of the first scales, which are kept: the rest is sampled around them. Whole scales only. Their
+                number of windows replaces `num_windows`.
+            streamer ([`BaseStreamer`], *optional*):
+                Receives the codes `(num_sounds, num_windows, n_s)` of each scale as soon as it is finished.
+            kwargs:
+                `guidance_scale` (`float`, default 4.0): the paper's *maximum* of a ramp over the scales that starts at
+                0. It is not the library's classifier-free guidance scale, where 1.0 means off and which applies in
+                full to every token: here 0.0 means off (and saves the unconditional rows), and w corresponds to 1 + w
+                there, reached at the last scale.
+                `do_sample` (`bool`, default `True`): `False` takes the most likely token.
+                `temperature` (`float`, 1.0), `top_k` (`int`, 900), `top_p` (`float`, 0.95): as in the library.
+                `num_return_sequences` (`int`, 1): sounds per conditioning.
+                `num_windows` (`int`, 1): windows per sound. They are independent draws, joined by the codec; they
+                don't continue each other.
+                `gumbel_smoothing` (`bool`, `False`): decode mixtures of code vectors instead of hard choices. For
+                listening only: the returned codes don't decode to that sound.
+                `max_batch_rows` (`int`, 64): windows that are generated at once.
+                `return_dict_in_generate`, `output_scores`, `output_logits` (`bool`, `False`).
+
+        Returns:
+            Waveforms `(num_sounds, audio_channels, num_samples)`, or an [`AarGenerateOutput`] with
+            `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: for arguments that have no meaning here, by name, and for inputs that don't fit.
+        """
+        config = self._resolve_generation_config(generation_config, kwargs)
+        embeds = self.encode_conditioning(conditioning_embeds, input_ids, attention_mask, input_features, is_longer)
+        batch_size = len(embeds) if embeds is not None else (1 if input_ids is None else len(input_ids))
+        if embeds is None and audio_codes is not None and input_ids is None:
+            batch_size = len(audio_codes)
+        embeds = self._expand_conditioning(embeds, batch_size).repeat_interleave(config.num_return_sequences, dim=0)
+        negative = None
+        if config.guidance_scale:
+            negative = self._negative_conditioning(
+                len(embeds), negative_conditioning_embeds, negative_input_ids, negative_attention_mask
+            )
+        given = self._check_given_codes(audio_codes, len(embeds))
+        num_windows = config.num_windows if given is None else given.shape[1]
+        if isinstance(generator, list) and len(generator) != len(embeds):
+            raise ValueError(f"Got {len(generator)} generators for {len(embeds)} sounds; give one for each, or one in all.")
+
+        parts = list(self._split_rows(embeds, negative, given, generator, num_windows, config.max_batch_rows))
+        if streamer is not None and len(parts) > 1:
+            raise ValueError(
+                f"A streamer needs all {len(embeds) * num_windows} windows in one batch; raise `max_batch_rows`, which "
+                f"is {config.max_batch_rows}."
+            )
+        warpers = self._get_warpers(config)
+        results = [self._generate_rows(rows, config, warpers, streamer) for rows in parts]
+        if streamer is not None:
+            streamer.end()
+        return self._collect(results, len(embeds), num_windows, config)
+
+    # --- arguments ----------------------------------------------------------------------------------------------------
+
+    def _resolve_generation_config(self, generation_config: GenerationConfig | None, kwargs: dict) -> GenerationConfig:
+        """Arguments over `generation_config` over the model's own; everything that has no meaning here is refused."""
+        custom = {name: kwargs.pop(name) for name in _CUSTOM_DEFAULTS if name in kwargs}
+        config, unknown = self._prepare_generation_config(generation_config, **kwargs)
+        unknown = {name: value for name, value in unknown.items() if value is not None}
+        if unknown:
+            raise ValueError(f"`{next(iter(unknown))}` has no meaning for next-scale generation; leave it out.")
+        for name, default in _CUSTOM_DEFAULTS.items():
+            value = custom.get(name, getattr(config, name, None))
+            setattr(config, name, default if value is None else value)
+
+        known = {*_CUSTOM_DEFAULTS, *_LIBRARY_FIELDS, *_TOLERATED_FIELDS}
+        library_defaults = GenerationConfig().to_dict() | config._get_default_generation_params()
+        for name, value in config.to_dict().items():
+            if name not in known and value is not None and value != library_defaults.get(name):
+                raise ValueError(f"`{name}` has no meaning for next-scale generation; leave it out.")
+        self._check_generation_config(config)
+        return config
+
+    def _check_generation_config(self, config: GenerationConfig) -> None:
+        config.guidance_scale = 0.0 if config.guidance_scale is None else config.guidance_scale
+        for name in ("num_windows", "max_batch_rows", "num_return_sequences"):
+            value = getattr(config, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
+        if config.guidance_scale < 0:
+            raise ValueError(f"`guidance_scale` must not be negative, got {config.guidance_scale}; 0 turns it off.")
+        if config.guidance_scale and self.config.conditioning == "none":
+            raise ValueError("A model without conditioning can't be guided; set `guidance_scale` to 0.")
+        if config.guidance_scale == 1.0:
+            logger.warning_once(
+                "`guidance_scale=1.0` is guidance at half strength here, on a ramp over the scales; in the library's "
+                "other models it means no guidance, which is 0.0 here."
+            )
+
+    def _negative_conditioning(self, num_sounds: int, embeds, input_ids, attention_mask) -> torch.Tensor:
+        """What guidance steers away from, `(num_sounds, conditioning_dim)`."""
+        if embeds is None and input_ids is None:
+            return self.model.uncond_embedding.expand(num_sounds, -1)
+        negative = self.encode_conditioning(embeds, input_ids, attention_mask)
+        if num_sounds % len(negative):
+            raise ValueError(f"Got {len(negative)} negative conditionings for {num_sounds} sounds; give one, or one each.")
+        return negative.repeat_interleave(num_sounds // len(negative), dim=0)
+
+    def _check_given_codes(self, audio_codes: torch.LongTensor | None, num_sounds: int) -> torch.LongTensor | None:
+        if audio_codes is None:
+            return None
+        self.codec_model._check_codes(audio_codes)
+        if num_sounds % len(audio_codes):
+            raise ValueError(f"`audio_codes` holds {len(audio_codes)} sounds for {num_sounds}; give one, or one each.")
+        return audio_codes.repeat_interleave(num_sounds // len(audio_codes), dim=0)
+
+    @staticmethod
+    def _get_warpers(config: GenerationConfig) -> LogitsProcessorList:
+        """The library's temperature, top-k and top-p, in its own order; greedy choices need none of them."""
+        warpers = LogitsProcessorList()
+        if not config.do_sample:
+            return warpers
+        if config.temperature is not None and config.temperature != 1.0:
+            warpers.append(TemperatureLogitsWarper(config.temperature))
+        if config.top_k:
+            warpers.append(TopKLogitsWarper(config.top_k))
+        if config.top_p is not None and config.top_p < 1.0:
+            warpers.append(TopPLogitsWarper(config.top_p))
+        return warpers
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _split_rows(embeds, negative, given, generator, num_windows: int, max_rows: int):
+        """
+        Cuts the work into batches of at most `max_rows` windows: whole sounds where they fit, otherwise pieces of one
+        sound. A sound's pieces don't depend on the other sounds, and so neither do its draws.
+        """
+        sounds_at_once = max(max_rows // num_windows, 1)
+        for start in range(0, len(embeds), sounds_at_once):
+            sounds = slice(start, min(start + sounds_at_once, len(embeds)))
+            for first in range(0, num_windows, max_rows):
+                count = min(max_rows, num_windows - first)
+                yield _Rows(
+                    num_windows=count,
+                    conditioning=embeds[sounds].repeat_interleave(count, dim=0),
+                    unconditional=None if negative is None else negative[sounds].repeat_interleave(count, dim=0),
+                    given_codes=None if given is None else given[sounds, first : first + count].flatten(0, 1),
+                    generators=generator[sounds] if isinstance(generator, list) else generator,
+                )
+
+    def _generate_rows(self, rows: _Rows, config: GenerationConfig, warpers, streamer) -> dict:
+        """All scales of one batch of windows; returns codes, running sums, and logits where they are wanted."""
+        quantizer = self.codec_model.quantizer
+        num_scales = len(quantizer.scales)
+        num_rows = len(rows.conditioning)
+        given = [] if rows.given_codes is None else quantizer.split(rows.given_codes)
+        embeds = rows.conditioning
+        if rows.unconditional is not None:
+            embeds = torch.cat([embeds, rows.unconditional.to(embeds)])
+        prepared = self.model.prepare_scales(embeds)
+        cache = Cache(layers=[AarCacheLayer(sum(quantizer.scales)) for _ in self.model.layers])
+
+        f_hat, next_input, slot = quantizer.empty_f_hat(num_rows), None, 0
+        result = {"codes": [], "scores": [], "logits": []}
+        for scale, length in enumerate(quantizer.scales):
+            # a ramp from 0; with a single scale there is nothing to ramp over
+            progress = scale / (num_scales - 1) if num_scales > 1 else 1.0
+            is_given = scale < len(given)
+            if len(given) < num_scales:
+                logits = self._scale_logits(prepared, next_input, cache, slot, num_rows, config, progress, is_given)
+            if is_given:
+                tokens = vectors = given[scale]
+            else:
+                scores = warpers(None, logits.flatten(0, 1)).view_as(logits)
+                tokens = self._choose(scores, config.do_sample, rows.generators)
+                vectors = tokens
+                if config.gumbel_smoothing:
+                    vectors = self._gumbel_mixture(scores, scale, progress, rows.generators)
+                if config.output_logits:
+                    result["logits"].append(logits)
+                if config.output_scores:
+                    result["scores"].append(scores)
+            f_hat, next_input = quantizer.accumulate(f_hat, vectors.to(f_hat.device), scale)
+            result["codes"].append(tokens)
+            slot += length
+            if streamer is not None:
+                streamer.put(tokens.unflatten(0, (-1, rows.num_windows)))
+        return result | {"f_hat": f_hat}
+
+    def _scale_logits(
+        self, prepared: dict, next_input, cache: Cache, slot: int, num_rows: int, config, progress: float, is_given: bool
+    ) -> torch.Tensor | None:
+        """One forward pass; guided logits `(num_rows, n_s, codebook_size)`, or `None` for a scale that is given."""
+        guided = bool(config.guidance_scale)
+        if next_input is not None:
+            next_input = next_input.to(self.model.device)
+            next_input = torch.cat([next_input, next_input]) if guided else next_input
+        hidden_states = self.model.forward_scale(prepared, next_input, cache, slot)
+        if is_given:
+            return None
+        logits = self.lm_head(hidden_states)
+        if not guided:
+            return logits
+        weight = config.guidance_scale * progress
+        return (1 + weight) * logits[:num_rows] - weight * logits[num_rows:]
+
+    @classmethod
+    def _choose(cls, scores: torch.Tensor, do_sample: bool, generators) -> torch.LongTensor:
+        """
+        One token `(rows, n_s)` per slot. With exponential noise, argmax(p / noise) is a draw from p, the very one that
+        `torch.multinomial` makes of the same generator state, and never waits for the device.
+        """
+        if not do_sample:
+            return scores.argmax(-1)
+        probabilities = scores.softmax(-1)
+        return (probabilities / cls._exponential_noise(scores, generators)).argmax(-1)
+
+    @staticmethod
+    def _exponential_noise(like: torch.Tensor, generators) -> torch.Tensor:
+        """Exponential(1) noise of the shape of `like`; a list of generators has one for each sound, whose rows adjoin."""
+
+        def draw(shape, generator) -> torch.Tensor:
+            device = like.device if generator is None else generator.device
+            noise = torch.empty(shape, dtype=like.dtype, device=device).exponential_(1.0, generator=generator)
+            return noise.to(like.device)
+
+        if not isinstance(generators, list):
+            return draw(like.shape, generators)
+        rows_per_sound = len(like) // len(generators)
+        return torch.cat([draw((rows_per_sound, *like.shape[1:]), generator) for generator in generators])
+
+    def _gumbel_mixture(self, scores: torch.Tensor, scale: int, progress: float, generators) -> torch.Tensor:
+        """Mixtures `(rows, n_s, codebook_dim)` of code vectors: Gumbel-softmax, sharper from scale to scale."""
+        temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
+        gumbel = -self._exponential_noise(scores, generators).log()
+        weights = ((scores * (1 + progress) + gumbel) / temperature).softmax(-1)
+        codebook = self.codec_model.quantizer.codebook[scale]
+        return weights.to(codebook) @ codebook
+
+    def _collect(self, results: list[dict], num_sounds: int, num_windows: int, config: GenerationConfig):
+        """Joins the batches, which are whole sounds or pieces of one in order, decodes them, and shapes the output."""
+        codes = torch.cat([torch.cat(result["codes"], dim=-1) for result in results])
+        f_hat = torch.cat([result["f_hat"] for result in results]).unflatten(0, (num_sounds, num_windows))
+        audio = self.codec_model.decode_f_hat(f_hat)
+        if not config.return_dict_in_generate:
+            return audio
+        per_scale = {
+            name: tuple(torch.cat(parts) for parts in zip(*(result[name] for result in results), strict=True))
+            for name, wanted in (("scores", config.output_scores), ("logits", config.output_logits))
+            if wanted
+        }
+        return AarGenerateOutput(
+            audio=audio,
+            audio_codes=codes.unflatten(0, (num_sounds, num_windows)),
+            lengths=torch.full((num_sounds,), audio.shape[-1], device=audio.device),
+            **per_scale,
+        )
+
+
+__all__ = ["AarGenerationMixin", "AarGenerateOutput", "AarPreviewStreamer"]

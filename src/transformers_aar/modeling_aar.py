@@ -1,0 +1,719 @@
+"""AAR, next-scale acoustic autoregression: a transformer over the scales of SAT's codes (arXiv 2408.09027)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import ClapModel, GenerationConfig
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_aar import AarConfig
+from .generation_aar import AarGenerationMixin
+from .modeling_sat import AtLeastFp32, SatModel, SharingMixin
+
+
+@dataclass
+class AarModelOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_slots, hidden_size)`):
+            Output of the last block, after the final norm.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*):
+            Input of the first block and output of each one, all of that shape.
+        attentions (`tuple(torch.FloatTensor)`, *optional*):
+            Attention weights `(batch_size, num_attention_heads, num_slots, num_slots)` of each block; `eager` only.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class AarOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Mean cross-entropy of all tokens, in nats.
+        logits (`torch.FloatTensor` of shape `(rows, tokens_per_window, codebook_size)`):
+            Prediction of every token from all coarser scales; one row per window. Always fp32.
+        hidden_states, attentions: see [`AarModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention in the form of the library's attention interface."""
+    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def drop_path(hidden_states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+    """Stochastic depth: zeroes a residual branch for a random share `rate` of the batch, and scales up the rest."""
+    if rate == 0.0 or not training:
+        return hidden_states
+    keep = torch.rand(hidden_states.shape[0], 1, 1, device=hidden_states.device) >= rate
+    return hidden_states * keep.to(hidden_states.dtype) / (1 - rate)
+
+
+class AarModulation(nn.Linear):
+    """Linear layer from the conditioning to the gains, scales and shifts of an adaptive norm."""
+
+    def __init__(self, hidden_size: int, num_parts: int):
+        super().__init__(hidden_size, num_parts * hidden_size)
+        self.num_parts = num_parts
+
+    def forward(self, conditioning: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, hidden_size)` → `(batch_size, num_parts, hidden_size)`."""
+        return super().forward(conditioning).unflatten(-1, (self.num_parts, -1))
+
+
+class AarAttention(nn.Module):
+    """Multi-head attention with a fused projection, without a bias on the keys."""
+
+    # without a mask the library's functions would take the queries of one scale for a causal sequence
+    is_causal = False
+
+    def __init__(self, config: AarConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.use_qk_norm = config.use_qk_norm
+        width = config.hidden_size
+        self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.empty(width))
+        self.v_bias = nn.Parameter(torch.empty(width))
+        self.o_proj = nn.Linear(width, width)
+        if self.use_qk_norm:
+            self.log_scale = nn.Parameter(torch.empty(self.num_heads))
+        self.scaling = 1.0 if self.use_qk_norm else 1 / (4 * math.sqrt(config.head_dim))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = (self.qkv_proj(hidden_states) + bias).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.use_qk_norm:
+            # exp(log_scale) is at most 100: sharper attention only makes training unstable
+            scale = self.log_scale.float().clamp(max=math.log(100)).exp()[:, None, None]
+            query = (F.normalize(query.float(), dim=-1) * scale).to(value.dtype)
+            key = F.normalize(key.float(), dim=-1).to(value.dtype)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling)
+        return self.o_proj(output.flatten(2)), weights
+
+
+class AarMLP(nn.Module):
+    def __init__(self, config: AarConfig):
+        super().__init__()
+        inner = round(config.hidden_size * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.hidden_size, inner)
+        self.fc2 = nn.Linear(inner, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(hidden_states), approximate="tanh"))
+
+
+class AarLayer(GradientCheckpointingLayer):
+    """
+    Pre-norm transformer block. With adaptive norms: x ← x + γ1·Attn(LN(x)·(1+σ1) + β1), x ← x + γ2·MLP(LN(x)·(1+σ2) + β2).
+    """
+
+    def __init__(self, config: AarConfig, layer_idx: int):
+        super().__init__()
+        self.adaln = config.adaln
+        self.drop_path_rate = config.drop_path_rate * layer_idx / max(config.num_hidden_layers - 1, 1)
+        is_plain = config.adaln == "none"
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=1e-6, elementwise_affine=is_plain)
+        self.self_attn = AarAttention(config, layer_idx)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=1e-6, elementwise_affine=is_plain)
+        self.mlp = AarMLP(config)
+        if config.adaln == "per_block":
+            self.modulation = AarModulation(config.hidden_size, 6)
+        elif config.adaln == "shared":
+            self.modulation_offset = nn.Parameter(torch.empty(6, config.hidden_size))
+
+    def modulate(self, conditioning: torch.Tensor) -> torch.Tensor | None:
+        """γ1, γ2, σ1, σ2, β1, β2 as `(batch_size, 6, hidden_size)`, from what [`AarModel`] feeds all its blocks."""
+        if self.adaln == "per_block":
+            return self.modulation(conditioning)
+        return conditioning + self.modulation_offset if self.adaln == "shared" else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        conditioning: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        `hidden_states` `(batch_size, num_slots, hidden_size)`; either `conditioning`, see `modulate`, or its result as
+        `modulation`. Returns the new hidden states and the attention weights, if the implementation has them.
+        """
+        if modulation is None:
+            modulation = self.modulate(conditioning)
+        if modulation is None:
+            gain1, gain2, scale1, scale2, shift1, shift2 = 1.0, 1.0, 0.0, 0.0, 0.0, 0.0
+        else:
+            gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
+        branch, weights = self.self_attn(
+            self.norm1(hidden_states) * (1 + scale1) + shift1, attention_mask, past_key_values
+        )
+        hidden_states = hidden_states + drop_path(gain1 * branch, self.drop_path_rate, self.training)
+        branch = self.mlp(self.norm2(hidden_states) * (1 + scale2) + shift2)
+        return hidden_states + drop_path(gain2 * branch, self.drop_path_rate, self.training), weights
+
+
+class AarFinalNorm(nn.LayerNorm):
+    """Layer norm before the head: with a scale and a shift from the conditioning, or with learned ones."""
+
+    def __init__(self, config: AarConfig):
+        super().__init__(config.hidden_size, eps=1e-6, elementwise_affine=config.adaln == "none")
+        self.modulation = AarModulation(config.hidden_size, 2) if config.adaln != "none" else None
+
+    def modulate(self, conditioning: torch.Tensor) -> torch.Tensor | None:
+        return None if self.modulation is None else self.modulation(conditioning)
+
+    def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor | None) -> torch.Tensor:
+        hidden_states = super().forward(hidden_states)
+        if modulation is None:
+            return hidden_states
+        scale, shift = modulation.unsqueeze(2).unbind(1)
+        return hidden_states * (1 + scale) + shift
+
+
+class AarConditioningMLP(nn.Module):
+    def __init__(self, config: AarConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.conditioning_dim, config.hidden_size, bias=False)
+        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, conditioning_embeds: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(conditioning_embeds), approximate="tanh"))
+
+
+class AarEmbeddings(nn.Module):
+    """Slots of the sequence: a learned position for each of them, a learned level for each scale, and their inputs."""
+
+    def __init__(self, config: AarConfig):
+        super().__init__()
+        self.scales = list(config.codec_config.scales)
+        self.input_proj = nn.Linear(config.codec_config.codebook_dim, config.hidden_size)
+        self.start_position = nn.Parameter(torch.empty(self.scales[0], config.hidden_size))
+        self.positions = nn.Parameter(torch.empty(sum(self.scales), config.hidden_size))
+        self.levels = nn.Embedding(len(self.scales), config.hidden_size)
+
+    def forward(
+        self,
+        conditioning: torch.Tensor | None,
+        scale_inputs: torch.Tensor | None,
+        first_slot: int = 0,
+    ) -> torch.Tensor:
+        """
+        Args:
+            conditioning (`torch.Tensor` of shape `(batch_size, hidden_size)`, *optional*):
+                Input of the first scale's slots; absent when they aren't wanted.
+            scale_inputs (`torch.Tensor` of shape `(batch_size, length, codebook_dim)`, *optional*):
+                The quantizer's pooled running sums, input of the slots that follow.
+            first_slot (`int`, defaults to 0):
+                Slot that the result starts with.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, n_0 + length or length, hidden_size)`.
+        """
+        parts = []
+        if conditioning is not None:
+            parts.append(conditioning[:, None] + self.start_position)
+        if scale_inputs is not None:
+            parts.append(self.input_proj(scale_inputs.to(self.input_proj.weight.dtype)))
+        inputs = torch.cat(parts, dim=1)
+        return inputs + self._slot_embeddings(first_slot, inputs.shape[1])
+
+    def _slot_embeddings(self, first_slot: int, length: int) -> torch.Tensor:
+        """Position plus level of `length` slots, `(length, hidden_size)`."""
+        levels, scale_start = [], 0
+        for level, size in zip(self.levels.weight, self.scales, strict=True):
+            slots = min(scale_start + size, first_slot + length) - max(scale_start, first_slot)
+            if slots > 0:
+                levels.append(level.expand(slots, -1))
+            scale_start += size
+        return self.positions[first_slot : first_slot + length] + torch.cat(levels)
+
+
+class AarHead(AtLeastFp32, nn.Linear):
+    """Linear layer to the logits, in fp32 whatever the model's dtype: sampling needs their differences."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return super().forward(hidden_states.to(self.weight.dtype))
+
+
+class AarPreTrainedModel(SharingMixin, PreTrainedModel):
+    config_class = AarConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("text", "audio")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AarLayer", "AarEmbeddings", "SatModel"]
+    _keep_in_fp32_modules_strict = ["lm_head"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """SPEC section 2.6: blocks start as near-identities, and the head close to a uniform distribution."""
+        width, depth = self.config.hidden_size, self.config.num_hidden_layers
+        std = math.sqrt(1 / (3 * width))
+        if isinstance(module, AarModulation):
+            # of six parts the first two are the residual branches' gains
+            factors = [1e-5, 1e-5, 0.5, 0.5, 0.5, 0.5] if module.num_parts == 6 else [0.5, 0.5]
+            weight = init.trunc_normal_(torch.empty_like(module.weight), std=std)
+            factors = torch.tensor(factors, dtype=weight.dtype, device=weight.device)
+            init.copy_(module.weight, weight * factors.repeat_interleave(width)[:, None])
+            init.zeros_(module.bias)
+        elif isinstance(module, AarHead):
+            init.trunc_normal_(module.weight, std=0.02 * std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.trunc_normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, AarAttention):
+            init.trunc_normal_(module.o_proj.weight, std=std / math.sqrt(2 * depth))
+            for bias in (module.q_bias, module.v_bias):
+                init.zeros_(bias)
+            if module.use_qk_norm:
+                init.constant_(module.log_scale, math.log(4))
+        elif isinstance(module, AarMLP):
+            init.trunc_normal_(module.fc2.weight, std=std / math.sqrt(2 * depth))
+        elif isinstance(module, AarEmbeddings):
+            init.trunc_normal_(module.start_position, std=std)
+            init.trunc_normal_(module.positions, std=std)
+        elif isinstance(module, AarLayer) and module.adaln == "shared":
+            offset = init.normal_(torch.empty_like(module.modulation_offset), std=1 / math.sqrt(width))
+            offset[:2] *= 1e-5
+            init.copy_(module.modulation_offset, offset)
+        elif isinstance(module, AarModel):
+            init.normal_(module.uncond_embedding, std=1 / math.sqrt(self.config.conditioning_dim))
+
+
+class AarModel(AarPreTrainedModel):
+    """The backbone: from a conditioning vector and the quantizer's running sums to a hidden state per token."""
+
+    def __init__(self, config: AarConfig):
+        super().__init__(config)
+        self.register_buffer("uncond_embedding", torch.empty(1, config.conditioning_dim))
+        if config.conditioning == "label":
+            self.label_embeddings = nn.Embedding(len(config.labels), config.conditioning_dim)
+        self.conditioning_mlp = AarConditioningMLP(config)
+        self.embeddings = AarEmbeddings(config)
+        if config.adaln == "shared":
+            self.shared_modulation = AarModulation(config.hidden_size, 6)
+        self.layers = nn.ModuleList(AarLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = AarFinalNorm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        conditioning_embeds: torch.Tensor,
+        scale_inputs: torch.Tensor,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        return_dict: bool | None = None,
+    ) -> AarModelOutput | tuple:
+        """
+        All scales in one pass (teacher forcing): token i sees token j iff level(j) ≤ level(i).
+
+        Args:
+            conditioning_embeds (`torch.FloatTensor` of shape `(batch_size, conditioning_dim)`).
+            scale_inputs (`torch.FloatTensor` of shape `(batch_size, tokens_per_window − n_0, codebook_dim)`):
+                see [`SatQuantizer.next_scale_inputs`].
+            output_hidden_states, output_attentions (`bool`, defaults to `False`): return them, too.
+            return_dict (`bool`, *optional*): `False` for a tuple.
+
+        Returns:
+            [`AarModelOutput`].
+
+        Raises:
+            ValueError: for an attention implementation that can't express the mask.
+        """
+        if "flash" in self.config._attn_implementation and "flex" not in self.config._attn_implementation:
+            raise ValueError(
+                f"`{self.config._attn_implementation}` can't express the block-causal mask of a pass over all scales; "
+                "use `sdpa`, `eager` or `flex_attention`."
+            )
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError("`output_attentions` needs `attn_implementation='eager'`.")
+        conditioning = self.conditioning_mlp(conditioning_embeds.to(self.conditioning_mlp.fc1.weight.dtype))
+        hidden_states = self.embeddings(conditioning, scale_inputs)
+        layer_input, norm_modulation = self._condition_blocks(conditioning)
+        attention_mask = self._block_causal_mask(hidden_states)
+        all_hidden_states, all_attentions = [hidden_states], []
+        for layer in self.layers:
+            hidden_states, weights = layer(hidden_states, layer_input, attention_mask=attention_mask)
+            all_hidden_states.append(hidden_states)
+            all_attentions.append(weights)
+        output = AarModelOutput(
+            last_hidden_state=self.norm(hidden_states, norm_modulation),
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_attentions) if output_attentions else None,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _condition_blocks(self, conditioning: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What every block derives its modulation from, and the final norm's modulation."""
+        activated = F.silu(conditioning)
+        layer_input = self.shared_modulation(activated) if self.config.adaln == "shared" else activated
+        return layer_input, self.norm.modulate(activated)
+
+    def _block_causal_mask(self, hidden_states: torch.Tensor):
+        """The mask, in the form that the attention implementation takes."""
+        scales = torch.tensor(self.embeddings.scales, device=hidden_states.device)
+        levels = torch.repeat_interleave(scales, output_size=hidden_states.shape[1])
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=None,
+            and_mask_function=lambda batch, head, query, key: levels[key] <= levels[query],
+        )
+
+    # --- one scale at a time ------------------------------------------------------------------------------------------
+
+    def prepare_scales(self, conditioning_embeds: torch.Tensor) -> dict:
+        """
+        Everything about a generation that doesn't depend on its tokens, from `(rows, conditioning_dim)`: computed once,
+        not once per scale. The result goes into `forward_scale`.
+        """
+        conditioning = self.conditioning_mlp(conditioning_embeds.to(self.conditioning_mlp.fc1.weight.dtype))
+        layer_input, norm_modulation = self._condition_blocks(conditioning)
+        per_block = self.config.adaln == "per_block"
+        return {
+            "conditioning": conditioning,
+            "layer_input": layer_input,
+            "modulations": [layer.modulation(layer_input) if per_block else None for layer in self.layers],
+            "norm_modulation": norm_modulation,
+        }
+
+    def forward_scale(
+        self, prepared: dict, scale_input: torch.Tensor | None, past_key_values: Cache, first_slot: int
+    ) -> torch.Tensor:
+        """
+        Hidden states `(rows, n_s, hidden_size)` of one scale, which sees itself and all that the cache holds.
+
+        Args:
+            prepared (`dict`): result of `prepare_scales`.
+            scale_input (`torch.FloatTensor` of shape `(rows, n_s, codebook_dim)`): `None` for the first scale.
+            past_key_values (`Cache`): keys and values of the coarser scales; this one's are added.
+            first_slot (`int`): number of tokens in the coarser scales.
+        """
+        conditioning = prepared["conditioning"] if scale_input is None else None
+        hidden_states = self.embeddings(conditioning, scale_input, first_slot)
+        for layer, modulation in zip(self.layers, prepared["modulations"], strict=True):
+            hidden_states, _ = layer(
+                hidden_states, prepared["layer_input"], modulation, past_key_values=past_key_values
+            )
+        return self.norm(hidden_states, prepared["norm_modulation"])
+
+
+class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
+    """
+    The complete generator: conditioner, transformer, head, and the codec that turns codes into sound. Codec and
+    conditioner are frozen and stay in evaluation mode.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForTextToWaveform, AutoProcessor
+    >>> import transformers_aar
+
+    >>> model = AutoModelForTextToWaveform.from_pretrained(folder)
+    >>> processor = AutoProcessor.from_pretrained(folder)
+    >>> waveform = model.generate(**processor(["Siren", "Dog; Rain"], return_tensors="pt"))
+    ```"""
+
+    other_auto_classes = ("AutoModelForTextToWaveform",)
+
+    def __init__(self, config: AarConfig):
+        super().__init__(config)
+        self.codec_model = SatModel(config.codec_config)
+        self.conditioner = None if config.conditioner_config is None else ClapModel(config.conditioner_config)
+        self.model = AarModel(config)
+        self.lm_head = AarHead(config.hidden_size, config.codec_config.codebook_size)
+        self.post_init()
+        self._freeze_sub_models()
+        # a new object: one that was made from the config would lose its custom fields when it is reloaded
+        guidance_scale = 0.0 if config.conditioning == "none" else 4.0
+        self.generation_config = GenerationConfig(
+            do_sample=True, guidance_scale=guidance_scale, top_k=900, top_p=0.95, temperature=1.0, num_windows=1
+        )
+
+    def _freeze_sub_models(self) -> None:
+        for module in (self.codec_model, self.conditioner):
+            if module is not None:
+                module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self._freeze_sub_models()
+        return self
+
+    @classmethod
+    def from_sub_models_pretrained(
+        cls,
+        conditioner_pretrained_model_name_or_path: str | None = None,
+        codec_pretrained_model_name_or_path: str | None = None,
+        decoder_pretrained_model_name_or_path: str | AarConfig | None = None,
+        **kwargs,
+    ) -> "AarForConditionalGeneration":
+        """
+        Puts a generator together from its parts.
+
+        Args:
+            conditioner_pretrained_model_name_or_path (`str`, *optional*):
+                Folder or repository of a CLAP model. `None` for a generator without one.
+            codec_pretrained_model_name_or_path (`str`):
+                Folder or repository of a [`SatModel`].
+            decoder_pretrained_model_name_or_path (`str` or [`AarConfig`]):
+                Folder or repository of an [`AarModel`], or the configuration of a new one with random weights.
+            kwargs:
+                Fields of the generator's configuration, overriding the decoder's.
+
+        Returns:
+            The generator, in evaluation mode. Its head is new unless the decoder's folder holds one.
+
+        Raises:
+            ValueError: without a codec or a decoder.
+        """
+        if codec_pretrained_model_name_or_path is None or decoder_pretrained_model_name_or_path is None:
+            raise ValueError(
+                "A generator needs `codec_pretrained_model_name_or_path` and `decoder_pretrained_model_name_or_path`."
+            )
+        codec = SatModel.from_pretrained(codec_pretrained_model_name_or_path)
+        if isinstance(decoder_pretrained_model_name_or_path, str):
+            decoder = cls._load_decoder(decoder_pretrained_model_name_or_path, codec.config)
+            config = decoder.config
+        else:
+            decoder, config = None, decoder_pretrained_model_name_or_path
+        fields = config.to_dict() | {"codec_config": codec.config.to_dict(), "conditioner_config": None} | kwargs
+        model = cls(AarConfig(**fields))
+        model.codec_model.load_state_dict(codec.state_dict())
+        if decoder is not None:
+            model.model.load_state_dict(decoder.model.state_dict())
+            model.lm_head.load_state_dict(decoder.lm_head.state_dict())
+        if conditioner_pretrained_model_name_or_path is not None:
+            model.attach_conditioner(conditioner_pretrained_model_name_or_path)
+        return model.eval()
+
+    def attach_conditioner(self, name_or_model: str | ClapModel) -> None:
+        """
+        Gives a `"clap"` generator the CLAP model that turns text and audio into its conditioning.
+
+        Args:
+            name_or_model (`str` or [`ClapModel`]): a folder, a repository, or the model itself.
+
+        Raises:
+            ValueError: for other conditionings, or a CLAP of another width.
+        """
+        if self.config.conditioning != "clap":
+            raise ValueError(f"A model conditioned on `{self.config.conditioning}` takes no CLAP conditioner.")
+        conditioner = ClapModel.from_pretrained(name_or_model) if isinstance(name_or_model, str) else name_or_model
+        if conditioner.config.projection_dim != self.config.conditioning_dim:
+            raise ValueError(
+                f"The conditioner's embeddings have {conditioner.config.projection_dim} dimensions but this model takes "
+                f"{self.config.conditioning_dim}."
+            )
+        self.conditioner = conditioner.to(self.device, self.dtype)
+        self.config.conditioner_config = conditioner.config
+        self._freeze_sub_models()
+
+    def encode_conditioning(
+        self,
+        conditioning_embeds: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        is_longer: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """
+        The conditioning vectors `(batch_size, conditioning_dim)` of one of:
+
+        Args:
+            conditioning_embeds (`torch.FloatTensor` of shape `(batch_size, conditioning_dim)`): ready vectors.
+            input_ids (`torch.LongTensor` of shape `(batch_size, length)`) with attention_mask (same shape, optional):
+                CLAP's text tokens; or label ids, where several labels of one sound are averaged.
+            input_features (`torch.FloatTensor`) with is_longer (optional): CLAP's audio features.
+
+        Returns:
+            The vectors; `None` for a model without conditioning.
+
+        Raises:
+            ValueError: when not exactly one is given, or the model can't take it.
+        """
+        given = {"conditioning_embeds": conditioning_embeds, "input_ids": input_ids, "input_features": input_features}
+        given = [name for name, value in given.items() if value is not None]
+        if self.config.conditioning == "none":
+            if given not in ([], ["input_ids"]):
+                raise ValueError(f"This model has no conditioning; leave out `{given[0]}`.")
+            return None
+        if len(given) != 1:
+            raise ValueError(
+                "Give exactly one of `conditioning_embeds`, `input_ids` and `input_features`, "
+                f"got {' and '.join(given) or 'none'}."
+            )
+        if conditioning_embeds is not None:
+            if conditioning_embeds.ndim != 2 or conditioning_embeds.shape[1] != self.config.conditioning_dim:
+                raise ValueError(
+                    f"`conditioning_embeds` must have the shape (batch_size, {self.config.conditioning_dim}), "
+                    f"got {tuple(conditioning_embeds.shape)}."
+                )
+            return conditioning_embeds
+        if self.config.conditioning == "label":
+            if input_features is not None:
+                raise ValueError("This model is conditioned on labels; give their ids as `input_ids`.")
+            return self._encode_labels(input_ids, attention_mask)
+        if self.conditioner is None:
+            raise ValueError(
+                "This model has no CLAP weights, so it takes `conditioning_embeds` only; add them with "
+                "`model.attach_conditioner(name_or_model)`."
+            )
+        with torch.no_grad():
+            if input_ids is not None:
+                output = self.conditioner.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+            else:
+                output = self.conditioner.get_audio_features(
+                    input_features=input_features.to(self.conditioner.dtype), is_longer=is_longer
+                )
+        return output.pooler_output
+
+    def _encode_labels(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Mean of the table's rows over the labels of each sound."""
+        num_labels = len(self.config.labels)
+        if input_ids.ndim != 2:
+            raise ValueError(f"`input_ids` must have the shape (batch_size, labels), got {tuple(input_ids.shape)}.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        # ids past the last label are the tokenizer's padding
+        embeds = self.model.label_embeddings(input_ids.clamp(max=num_labels - 1))
+        weights = (attention_mask * (input_ids < num_labels)).to(embeds.dtype)[..., None]
+        return (embeds * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        conditioning_embeds: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        is_longer: torch.Tensor | None = None,
+        audio_codes: torch.LongTensor | None = None,
+        input_values: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> AarOutput | tuple:
+        """
+        Teacher forcing: predicts all codes of a sound from its own coarser scales, in one pass. In training mode the
+        conditioning of a share of the rows is dropped.
+
+        Args:
+            input_ids, attention_mask, conditioning_embeds, input_features, is_longer:
+                The conditioning, one per sound; see `encode_conditioning`.
+            audio_codes (`torch.LongTensor` of shape `(batch_size, num_windows, tokens_per_window)` or `(batch_size,
+                tokens_per_window)`):
+                Codes of the codec; negative ones are left out of the loss.
+            input_values (`torch.FloatTensor` of shape `(batch_size, audio_channels, num_samples)`) with padding_mask
+                (`(batch_size, num_samples)`, *optional*):
+                Raw audio to encode, in place of `audio_codes`.
+            output_hidden_states, output_attentions (`bool`, defaults to `False`): return them, too.
+            return_dict (`bool`, *optional*): `False` for a tuple.
+
+        Returns:
+            [`AarOutput`], with one row per window.
+
+        Raises:
+            ValueError: when the conditioning or the sound is missing, or given twice.
+        """
+        if (audio_codes is None) == (input_values is None):
+            raise ValueError("Give exactly one of `audio_codes` and `input_values`.")
+        if audio_codes is None:
+            audio_codes = self._encode_audio(input_values, padding_mask)
+        if audio_codes.ndim == 2:
+            audio_codes = audio_codes[:, None]
+        batch_size, num_windows, num_tokens = audio_codes.shape
+        if num_tokens != self.config.num_slots:
+            raise ValueError(f"A window has {self.config.num_slots} codes, got {num_tokens}.")
+        embeds = self.encode_conditioning(conditioning_embeds, input_ids, attention_mask, input_features, is_longer)
+        embeds = self._expand_conditioning(embeds, batch_size).repeat_interleave(num_windows, dim=0)
+        if self.training:
+            embeds = self._drop_conditioning(embeds)
+        scale_inputs = self.codec_model.quantizer.next_scale_inputs(audio_codes.clamp(min=0))
+        output = self.model(embeds, scale_inputs, output_hidden_states, output_attentions, return_dict=True)
+        logits = self.lm_head(output.last_hidden_state)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), audio_codes.flatten().masked_fill(audio_codes.flatten() < 0, -100)
+        )
+        result = AarOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if return_dict else result.to_tuple()
+
+    @torch.no_grad()
+    def _encode_audio(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.LongTensor:
+        """Codes of raw audio, −1 in windows of padding."""
+        encoded = self.codec_model.encode(input_values, padding_mask, return_dict=True)
+        return encoded.audio_codes.masked_fill(~encoded.audio_codes_mask[..., None], -1)
+
+    def _expand_conditioning(self, embeds: torch.Tensor | None, batch_size: int) -> torch.Tensor:
+        if embeds is None:
+            return self.model.uncond_embedding.expand(batch_size, -1)
+        if embeds.shape[0] != batch_size:
+            raise ValueError(f"Got {embeds.shape[0]} conditionings for {batch_size} sounds; give one for each.")
+        return embeds
+
+    def _drop_conditioning(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Replaces a random share of the rows by the fixed vector that stands for "no conditioning"."""
+        dropped = torch.rand(len(embeds), 1, device=embeds.device) < self.config.conditioning_dropout
+        return torch.where(dropped, self.model.uncond_embedding.to(embeds.dtype), embeds)
+
+
+__all__ = ["AarPreTrainedModel", "AarModel", "AarForConditionalGeneration"]

@@ -1,0 +1,337 @@
+"""The command line, run as a user runs it: on real files, with tiny models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from transformers_aar import SatConfig, SatModel
+from transformers_aar.cli import main
+
+RATE = 1000
+CODEC = {
+    "sampling_rate": RATE,
+    "upsampling_ratios": [5, 4],
+    "num_filters": 2,
+    "num_lstm_layers": 1,
+    "hidden_size": 8,
+    "codebook_dim": 4,
+    "codebook_size": 16,
+    "scales": [1, 5, 50],
+    "phi_kernel_sizes": [3],
+}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the command line in a folder of its own; returns the exit status and what it wrote on stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["transformers-aar", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            main()
+        return ending.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def fails(run):
+    """Runs the command line and returns the one sentence with which it must fail."""
+
+    def fails(*arguments):
+        status, _, stderr = run(*arguments)
+        assert status in (1, 2)
+        assert stderr.startswith("Error: ") and stderr.count("\n") == 1, stderr
+        return stderr
+
+    return fails
+
+
+@pytest.fixture(scope="session")
+def codec_dir(tmp_path_factory):
+    """A random codec whose codebooks lie where its encoder's vectors do, so that codes differ."""
+    torch.manual_seed(0)
+    model = SatModel(SatConfig(**CODEC)).eval()
+    model.start_codebooks(torch.rand(20, 1, RATE) - 0.5)
+    folder = tmp_path_factory.mktemp("models") / "codec"
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_noise(path, num_samples, rate=RATE, channels=1, seed=0, **kwargs):
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, (num_samples, channels))
+    soundfile.write(path, noise, rate, **kwargs)
+
+
+def is_picture(path):
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000
+
+
+@torch.no_grad()
+def test_reconstruct(run, codec_dir, tmp_path):
+    """Sounds of any length and format come back in their length, as the model reconstructs them."""
+    write_noise("long.wav", 40_123, subtype="FLOAT")
+    write_noise("short.flac", 1)
+    status, stdout, stderr = run("reconstruct", "long.wav", "short.flac", "-o", "out", "--model", codec_dir, "--plot")
+    assert (status, stderr) == (0, "")
+    assert stdout.startswith("out/long.wav: 40.12 s, ")
+    for name in ("long", "short"):
+        assert is_picture(tmp_path / "out" / f"{name}.png")
+
+    model = SatModel.from_pretrained(codec_dir).eval()
+    sound = torch.from_numpy(soundfile.read("long.wav", dtype="float32")[0])[None, None]
+    mask = torch.ones(1, sound.shape[-1])
+    expected = model.decode(model.encode(sound).audio_codes, padding_mask=mask).audio_values
+    written, rate = soundfile.read("out/long.wav", dtype="float32")
+    assert rate == RATE
+    np.testing.assert_allclose(written, expected[0, 0].clamp(-1, 1), atol=2 / 32768)
+    assert len(soundfile.read("out/short.wav")[0]) == 1
+
+
+def test_reconstruct_mixes_down_and_resamples(run, codec_dir):
+    write_noise("stereo.ogg", 30_000, rate=8000, channels=2)
+    status, _, _ = run("reconstruct", "stereo.ogg", "-o", "out", "--model", codec_dir, "--format", "flac")
+    written = soundfile.info("out/stereo.flac")
+    assert status == 0
+    assert (written.frames, written.samplerate, written.channels) == (3750, RATE, 1)
+
+
+@torch.no_grad()
+def test_tokens_there_and_back(run, codec_dir):
+    """A token file holds the model's codes, and decodes to the very file that `reconstruct` writes."""
+    write_noise("sound.wav", 40_123, subtype="FLOAT")
+    assert run("tokenize", "sound.wav", "-o", "tokens", "--model", codec_dir)[0] == 0
+    assert run("detokenize", "tokens/sound.safetensors", "-o", "decoded", "--model", codec_dir, "--plot")[0] == 0
+    assert run("reconstruct", "sound.wav", "-o", "reconstructed", "--model", codec_dir)[0] == 0
+    assert Path("decoded/sound.wav").read_bytes() == Path("reconstructed/sound.wav").read_bytes()
+    assert is_picture(Path("decoded/sound.png"))
+
+    model = SatModel.from_pretrained(codec_dir).eval()
+    sound = torch.from_numpy(soundfile.read("sound.wav", dtype="float32")[0])[None, None]
+    codes = load_file("tokens/sound.safetensors")["audio_codes"]
+    assert torch.equal(codes.long(), model.encode(sound).audio_codes[0])
+    assert len(codes.unique()) > 4
+    with safe_open("tokens/sound.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["fingerprint"] == model.fingerprint()
+    assert (metadata["num_samples"], metadata["sampling_rate"]) == ("40123", str(RATE))
+    assert json.loads(metadata["config"])["scales"] == CODEC["scales"]
+
+
+def test_detokenize_refuses_what_does_not_belong(run, fails, codec_dir, tmp_path):
+    write_noise("sound.wav", 2500)
+    run("tokenize", "sound.wav", "-o", ".", "--model", codec_dir)
+    with safe_open("sound.safetensors", "pt") as file:
+        metadata, codes = file.metadata(), file.get_tensor("audio_codes")
+
+    def complaint(name, tensors, **changes):
+        save_file(tensors, f"{name}.safetensors", metadata | changes)
+        return fails("detokenize", f"{name}.safetensors", "-o", "out", "--model", codec_dir)
+
+    assert "0 to 15" in complaint("large", {"audio_codes": codes + 16})
+    assert "0 to 15" in complaint("negative", {"audio_codes": codes - 16})
+    assert "(3, 56)" in complaint("narrow", {"audio_codes": codes[:, :-1].contiguous()})
+    assert "(3, 56)" in complaint("few", {"audio_codes": codes[:2].contiguous()})
+    assert "(3, 56)" in complaint("float", {"audio_codes": codes.float()})
+    assert "no token file" in complaint("nameless", {"codes": codes})
+    assert "no token file" in complaint("foreign", {"audio_codes": codes}, format="pt")
+    assert "another codec" in complaint("other", {"audio_codes": codes}, fingerprint="0" * 64)
+    assert "version 9" in complaint("newer", {"audio_codes": codes}, version="9")
+
+    data = Path("sound.safetensors").read_bytes()
+    Path("truncated.safetensors").write_bytes(data[:-100])
+    assert "truncated" in fails("detokenize", "truncated.safetensors", "-o", "out", "--model", codec_dir)
+    assert "doesn't exist" in fails("detokenize", "missing.safetensors", "-o", "out", "--model", codec_dir)
+    assert "no token file" in fails("detokenize", "sound.wav", "-o", "out", "--model", codec_dir)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "tokenize"])
+def test_bad_sounds_are_refused_before_anything_is_written(fails, codec_dir, command):
+    write_noise("good.wav", 500)
+    write_noise("whole.wav", 5000)
+    Path("text.wav").write_text("no sound")
+    Path("nothing.wav").touch()
+    Path("truncated.wav").write_bytes(Path("whole.wav").read_bytes()[:5000])
+    soundfile.write("empty.wav", np.zeros(0), RATE)
+    for name, complaint in {
+        "missing.wav": "doesn't exist",
+        "text.wav": "no sound file",
+        "nothing.wav": "empty",
+        "empty.wav": "empty",
+        "truncated.wav": "truncated",
+        ".": "folder",
+    }.items():
+        sentence = fails(command, "good.wav", name, "-o", "out", "--model", codec_dir)
+        assert complaint in sentence and name in sentence
+        assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "tokenize"])
+def test_what_shows_only_while_reading_leaves_no_half_file(fails, codec_dir, command):
+    """A NaN and a truncated FLAC after the first hundred windows; the file before them stays."""
+    write_noise("good.wav", 500)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 100_001)
+    soundfile.write("whole.flac", samples, RATE)
+    data = Path("whole.flac").read_bytes()
+    Path("cut.flac").write_bytes(data[:-1000])
+    samples[-1] = np.nan
+    soundfile.write("nan.wav", samples, RATE, subtype="FLOAT")
+    suffix = {"reconstruct": "wav", "tokenize": "safetensors"}[command]
+    assert "NaN" in fails(command, "good.wav", "nan.wav", "-o", "out", "--model", codec_dir)
+    assert "truncated" in fails(command, "cut.flac", "-o", "out", "--model", codec_dir)
+    assert [path.name for path in Path("out").iterdir()] == [f"good.{suffix}"]
+
+
+def test_inputs_are_never_overwritten(fails, codec_dir):
+    write_noise("sound.wav", 500)
+    before = Path("sound.wav").read_bytes()
+    Path("other").mkdir()
+    write_noise("other/sound.flac", 500)
+    assert "one of the files to read" in fails("reconstruct", "sound.wav", "-o", ".", "--model", codec_dir)
+    assert "out/sound.wav" in fails("reconstruct", "sound.wav", "other/sound.flac", "-o", "out", "--model", codec_dir)
+    assert Path("sound.wav").read_bytes() == before
+    assert not Path("out").exists()
+
+
+def test_unwritable_output(fails, codec_dir):
+    write_noise("sound.wav", 500)
+    Path("file").touch()
+    for folder in ("file", "file/inside"):
+        assert f"{folder} can't be written" in fails("reconstruct", "sound.wav", "-o", folder, "--model", codec_dir)
+
+
+def test_bad_models(fails, codec_dir):
+    config = json.loads((codec_dir / "config.json").read_text())
+    weights = (codec_dir / "model.safetensors").read_bytes()
+
+    def make(name, model=weights, **changes):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(json.dumps(config | changes))
+        Path(name, "model.safetensors").write_bytes(model)
+        return name
+
+    tensors = load_file(codec_dir / "model.safetensors")
+    tensors.pop("quantizer.codebook")
+    save_file(tensors, "partial.safetensors", {"format": "pt"})
+    assert "can't be loaded" in fails("info", make("truncated", weights[:1000]))
+    assert "`scales`" in fails("info", make("impossible", scales=[5, 1, 50]))
+    assert "`sampling_rate`" in fails("info", make("nonsense", sampling_rate="high"))
+    assert "bert" in fails("info", make("other", model_type="bert"))
+    assert "quantizer.codebook" in fails("info", make("partial", Path("partial.safetensors").read_bytes()))
+    assert "quantizer.c" in fails("info", make("smaller", codebook_size=8))
+    assert "missing is no folder" in fails("info", "missing")
+    assert "can't be loaded" in fails("info", "no/where")
+    Path("empty").mkdir()
+    assert "can't be loaded" in fails("info", "empty")
+
+
+def test_usage_errors(fails, codec_dir):
+    write_noise("sound.wav", 500)
+    assert "--output-dir" in fails("reconstruct", "sound.wav")
+    assert "FILE" in fails("reconstruct", "-o", "out")
+    assert "'mp3'" in fails("reconstruct", "sound.wav", "-o", "out", "--format", "mp3")
+    assert "device" in fails("reconstruct", "sound.wav", "-o", "out", "--model", codec_dir, "--device", "toaster")
+    assert "--windows" in fails("generate", "Siren", "-o", "out", "--windows", "0")
+    assert "1,2,4" in fails("convert", "--sat", "sat.pth", "--scales", "1,x", "-o", "out")
+    assert "--help" in fails()
+    assert not Path("out").exists()
+
+
+def test_info_of_a_codec(run, codec_dir):
+    status, stdout, _ = run("info", codec_dir)
+    assert status == 0
+    lines = dict(line.split(maxsplit=1) for line in stdout.splitlines())
+    assert lines["class"] == "SatModel"
+    assert lines["scales"] == "1, 5, 50"
+    assert lines["tokens"] == "56 per window, 56 per second"
+    assert lines["bandwidth"] == "0.22 kbit/s"
+    assert lines["fingerprint"] == SatModel.from_pretrained(codec_dir).fingerprint()
+
+
+def test_generate_refuses_a_codec(fails, codec_dir):
+    assert "is a codec" in fails("generate", "Siren", "-o", "out", "--model", codec_dir)
+
+
+def test_help_is_quick():
+    """`--help` loads nothing heavy, neither by the package nor by the command line."""
+    program = (
+        "import sys; from transformers_aar.cli import main; sys.argv = ['transformers-aar', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as ending: assert not ending.code\n"
+        "heavy = {'torch', 'torchaudio', 'transformers', 'matplotlib', 'soundfile'}\n"
+        "sys.exit(' '.join(sorted(heavy & set(sys.modules))))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stderr.strip() == ""
+    assert "reconstruct" in result.stdout
+
+
+def test_python_dash_m(codec_dir):
+    command = [sys.executable, "-m", "transformers_aar", "info", codec_dir]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "SatModel" in result.stdout
+
+
+# Peak resident memory of this very program: getrusage would count the process that started it.
+MEASURE = """
+import re, sys
+from transformers_aar.cli import main
+try:
+    main()
+finally:
+    print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_three_hours_within_bounded_memory(tmp_path):
+    """
+    Three hours take hardly more memory than a minute; at the codec's rate they alone would be 173 MB of float32. With
+    overlap and resampling, the path with the most buffers.
+    """
+    config = SatConfig(
+        sampling_rate=4000,
+        upsampling_ratios=[10, 8],
+        num_filters=1,
+        compress=1,
+        num_lstm_layers=1,
+        hidden_size=4,
+        codebook_dim=4,
+        codebook_size=8,
+        scales=[1, 50],
+        phi_kernel_sizes=[],
+        overlap=0.25,
+    )
+    SatModel(config).save_pretrained(tmp_path / "codec")
+    minute = np.random.default_rng(0).uniform(-0.5, 0.5, 60 * 8000)
+    peaks = {}
+    for minutes in (1, 180):
+        sound, tokens = tmp_path / f"{minutes}.flac", tmp_path / f"{minutes}.safetensors"
+        with soundfile.SoundFile(sound, "w", 8000, 1) as file:
+            for _ in range(minutes):
+                file.write(minute)
+        for command in (["reconstruct", sound], ["tokenize", sound], ["detokenize", tokens]):
+            result = subprocess.run(
+                [sys.executable, "-c", MEASURE, *command, "-o", tmp_path, "--model", tmp_path / "codec"],
+                capture_output=True,
+                text=True,
+            )
+            assert result.returncode == 0, result.stderr
+            peaks[command[0], minutes] = int(result.stdout.split()[-1]) / 1024
+        assert soundfile.info(tmp_path / f"{minutes}.wav").frames == minutes * 60 * 4000
+    for command in ("reconstruct", "tokenize", "detokenize"):
+        assert peaks[command, 180] < peaks[command, 1] + 100, peaks
+    print({key: f"{peak:.0f} MB" for key, peak in peaks.items()})
