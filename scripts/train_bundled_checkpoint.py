@@ -19,8 +19,16 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.nn.utils import parametrize
 
-from transformers_aar import SatConfig, SatFeatureExtractor, SatModel
+from transformers_aar import (
+    AarConfig,
+    AarForConditionalGeneration,
+    AarProcessor,
+    SatConfig,
+    SatFeatureExtractor,
+    SatModel,
+)
 from transformers_aar.data.synthesis import SOUND_KINDS, synthesize
+from transformers_aar.hub.label_tokenizer import label_tokenizer
 from transformers_aar.training.discriminators import MultiScaleSTFTDiscriminator
 from transformers_aar.training.losses import (
     MelLoss,
@@ -29,7 +37,13 @@ from transformers_aar.training.losses import (
     feature_matching_loss,
     weighted_sum,
 )
-from transformers_aar.training.schedules import cosine
+from transformers_aar.training.schedules import (
+    annealed_weight_decay,
+    cosine,
+    lin0,
+    set_weight_decay,
+    weight_decay_groups,
+)
 
 # held-out sounds have seeds from here on; training stays below
 FIRST_HELD_OUT_SEED = 1_000_000
@@ -40,6 +54,15 @@ CODEC_CONFIG = {
     "codebook_dim": 32,
     "codebook_size": 256,
     "num_lstm_layers": 1,
+}
+GENERATOR_CONFIG = {
+    "conditioning": "label",
+    "labels": list(SOUND_KINDS),
+    "hidden_size": 192,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 3,
+    "adaln": "shared",
+    "drop_path_rate": 0.0,
 }
 CODEC_LOSS_WEIGHTS = {"adversarial": 3.0, "feature": 3.0, "wave": 1.0, "mel": 1.0, "commitment": 1.0}
 
@@ -175,10 +198,63 @@ def train_codec(args: argparse.Namespace) -> None:
             if step >= args.quantizer_start:
                 entry |= validate_codec(codec, mel_loss, held_out)
             save(codec, SatFeatureExtractor(), args.output_dir)
-            print(json.dumps(entry), flush=True)
-        if not math.isfinite(entry["mel"]):
-            raise SystemExit(f"The loss is not finite at step {step + 1}; the last good state is in {args.output_dir}.")
-        (args.output_dir / "log.jsonl").open("a").write(json.dumps(entry) + "\n")
+        record(entry, "mel", args.output_dir)
+
+
+@torch.no_grad()
+def tokenize(codec, sounds: torch.Tensor) -> torch.LongTensor:
+    """Codes `(num_sounds, tokens_per_window)` of one-second sounds."""
+    return torch.cat([codec.encode(batch).audio_codes[:, 0] for batch in sounds.split(64)])
+
+
+@torch.no_grad()
+def validate_generator(model, codes: torch.LongTensor, labels: torch.LongTensor) -> dict:
+    """Cross-entropy of held-out sounds, with their own labels and with the next kind's."""
+    model.eval()
+    losses = [model(input_ids=ids[:, None], audio_codes=codes).loss.item() for ids in (labels, labels.roll(1))]
+    model.train()
+    return {"validation_loss": losses[0], "validation_loss_wrong_labels": losses[1]}
+
+
+def train_generator(args: argparse.Namespace) -> None:
+    set_seed(args.seed)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    codec = SatModel.from_pretrained(args.codec)
+    sounds, labels = sound_pool(range(args.sounds_per_kind))
+    held_out, held_out_labels = sound_pool(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 5))
+    codes, held_out_codes = tokenize(codec, sounds), tokenize(codec, held_out)
+    model = AarForConditionalGeneration(AarConfig(codec_config=codec.config.to_dict(), **GENERATOR_CONFIG))
+    model.codec_model.load_state_dict(codec.state_dict())
+    feature_extractor = SatFeatureExtractor()
+    processor = AarProcessor(feature_extractor, label_tokenizer(list(SOUND_KINDS)), labels=list(SOUND_KINDS))
+    optimizer = torch.optim.AdamW(weight_decay_groups(model), lr=args.learning_rate, betas=(0.9, 0.95), fused=True)
+    model, optimizer = accelerator.prepare(model.train(), optimizer)
+
+    start = time.time()
+    for step, index in enumerate(random_batches(len(codes), args.batch_size, args.max_steps, args.seed)):
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * lin0(step, args.warmup_steps, args.max_steps)
+        set_weight_decay(optimizer, annealed_weight_decay(step, args.max_steps))
+        loss = model(input_ids=labels[index, None], audio_codes=codes[index]).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        entry = {"step": step + 1, "seconds": time.time() - start, "loss": loss.item()}
+        if (step + 1) % args.save_steps == 0 or step + 1 == args.max_steps:
+            entry |= validate_generator(model, held_out_codes, held_out_labels)
+            save(accelerator.unwrap_model(model, keep_fp32_wrapper=False), processor, args.output_dir)
+        record(entry, "loss", args.output_dir)
+
+
+def record(entry: dict, loss_name: str, output_dir: Path) -> None:
+    """Appends a step to the log, shows it when it was validated, and stops a run that has gone wrong."""
+    with (output_dir / "log.jsonl").open("a") as log:
+        log.write(json.dumps(entry) + "\n")
+    if any(name.startswith("validation") for name in entry):
+        print(json.dumps(entry), flush=True)
+    if not math.isfinite(entry[loss_name]):
+        raise SystemExit(f"The loss isn't finite at step {entry['step']}; the last good state is in {output_dir}.")
 
 
 def save(model, processor, folder: Path) -> None:
@@ -190,9 +266,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(required=True)
     codec = stages.add_parser("codec")
-    codec.set_defaults(run=train_codec, learning_rate=1e-3, batch_size=8, max_steps=2700, discriminator_start=2200)
-    codec.set_defaults(warmup_steps=50, save_steps=100, sounds_per_kind=500, quantizer_start=300, codebook_sounds=240, crop_length=9600)
-    for stage in (codec,):
+    codec.set_defaults(run=train_codec, max_steps=2700, batch_size=8, learning_rate=1e-3, warmup_steps=50)
+    codec.set_defaults(sounds_per_kind=500, save_steps=100, discriminator_start=2200)
+    codec.set_defaults(quantizer_start=300, codebook_sounds=240, crop_length=9600)
+    generator = stages.add_parser("generator")
+    generator.set_defaults(run=train_generator, max_steps=2000, batch_size=16, learning_rate=2e-3, warmup_steps=60)
+    generator.set_defaults(sounds_per_kind=400, save_steps=200)
+    generator.add_argument("--codec", required=True, help="output folder of the codec's training")
+    for stage in (codec, generator):
         stage.add_argument("--output_dir", type=Path, required=True)
         stage.add_argument("--seed", type=int, default=0)
         stage.add_argument("--max_steps", type=int)
