@@ -3,6 +3,8 @@ Next-scale audio generation for Transformers: SAT, a scale-level audio tokenizer
 a whole scale at a time (arXiv 2408.09027). Importing the package registers both with the Auto classes.
 """
 
+from pathlib import Path
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -21,6 +23,9 @@ from .modeling_sat import SatModel, SharingMixin
 from .processing_aar import AarProcessor
 
 __version__ = "0.1.0"
+
+# folder of the small trained generator that needs no download
+BUNDLED_CHECKPOINT = str(Path(__file__).parent / "pretrained")
 
 
 def _register() -> None:
@@ -57,6 +62,7 @@ __all__ = [
     "AarModel",
     "AarPreviewStreamer",
     "AarProcessor",
+    "BUNDLED_CHECKPOINT",
     "SatConfig",
     "SatFeatureExtractor",
     "SatModel",

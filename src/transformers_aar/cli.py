@@ -4,13 +4,16 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-# torch, transformers and everything that imports them are imported inside the commands, so that --help is quick.
+from . import BUNDLED_CHECKPOINT
+
+# what only some commands need is imported inside them, so that the others and --help are quick
 if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from .modeling_aar import AarForConditionalGeneration
     from .modeling_sat import SatModel
 
-BUNDLED_CHECKPOINT = Path(__file__).parent / "pretrained"
 PLOTTED_SECONDS = 30
 
 app = typer.Typer(
@@ -74,7 +76,7 @@ def _fail(message: str, status: int) -> None:
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="A label, or text with a CLAP model.")],
     output_dir: OutputDir,
-    model: Generator = str(BUNDLED_CHECKPOINT),
+    model: Generator = BUNDLED_CHECKPOINT,
     seed: Annotated[int | None, typer.Option(help="The sounds are drawn with the seeds N, N + 1, …")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; 0 is freest.")
@@ -113,7 +115,7 @@ def generate(
 def reconstruct(
     files: Sounds,
     output_dir: OutputDir,
-    model: Codec = str(BUNDLED_CHECKPOINT),
+    model: Codec = BUNDLED_CHECKPOINT,
     sound_format: Format = SoundFormat.wav,
     plot: Plot = False,
     device: Device = None,
@@ -139,7 +141,7 @@ def reconstruct(
 
 @app.command()
 def tokenize(
-    files: Sounds, output_dir: OutputDir, model: Codec = str(BUNDLED_CHECKPOINT), device: Device = None
+    files: Sounds, output_dir: OutputDir, model: Codec = BUNDLED_CHECKPOINT, device: Device = None
 ) -> None:
     """Turn sounds into token files (safetensors)."""
     import torch
@@ -165,7 +167,7 @@ def tokenize(
 def detokenize(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Token files that tokenize wrote.")],
     output_dir: OutputDir,
-    model: Codec = str(BUNDLED_CHECKPOINT),
+    model: Codec = BUNDLED_CHECKPOINT,
     sound_format: Format = SoundFormat.wav,
     plot: Plot = False,
     device: Device = None,
@@ -224,7 +226,7 @@ def push(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(metavar="[DIR]", show_default="the bundled one")] = str(BUNDLED_CHECKPOINT),
+    model: Annotated[str, typer.Argument(metavar="[DIR]", show_default="the bundled one")] = BUNDLED_CHECKPOINT,
 ) -> None:
     """Describe a codec or a generator."""
     loaded = _load_model(model, "cpu")
@@ -283,7 +285,8 @@ def _load_generator(source: str, device: str | None) -> tuple["AarForConditional
     model = _load_model(source, device)
     if model.config.model_type != "aar":
         raise ValueError(f"{source} is a codec, which generates nothing by itself: name a generator's folder.")
-    return model, AutoProcessor.from_pretrained(source)
+    with _explained(f"{source} can't be loaded as a processor"):
+        return model, AutoProcessor.from_pretrained(source)
 
 
 def _load_codec(source: str, device: str | None) -> "SatModel":
@@ -294,26 +297,32 @@ def _load_codec(source: str, device: str | None) -> "SatModel":
 def _load_model(source: str, device: str | None) -> "PreTrainedModel":
     """A codec or a generator from a folder or the Hub; a `ValueError` in one sentence where there is none."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
     _quiet_transformers()
     if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         raise ValueError(f"{source} is no folder: name one that holds a model, or a repository OWNER/NAME on the Hub.")
-    try:
+    with _explained(f"{source} can't be loaded as a model"):
         config = AutoConfig.from_pretrained(source)
         if config.model_type not in ("sat", "aar"):
             raise ValueError(f"it is a {config.model_type}, neither a codec (sat) nor a generator (aar).")
         model, loading = AutoModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source} can't be loaded as a model: {_first_line(error)}") from error
     faulty = {*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}
     if faulty:
         raise ValueError(f"{source} is damaged: its weights lack {min(faulty)}, or have it in another size.")
-    try:
+    with _explained(f"The device {device} can't be used"):
         return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"The device {device} can't be used: {_first_line(error)}") from error
+
+
+@contextmanager
+def _explained(what_failed: str) -> Iterator[None]:
+    """Makes one sentence of the several kinds of errors, some of many lines, that the libraries raise when loading."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
+        raise ValueError(f"{what_failed}: {str(error).strip().splitlines()[0]}") from error
 
 
 def _quiet_transformers() -> None:
@@ -325,10 +334,6 @@ def _quiet_transformers() -> None:
     huggingface_hub.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 # --- Files in and out ------------------------------------------------------------------------------------------------

@@ -78,7 +78,10 @@ class AarConfig(PreTrainedConfig):
     ):
         # a dictionary comes from JSON; anything else is a configuration already (under remote code of another class)
         codec_config = {} if codec_config is None else codec_config
-        self.codec_config = SatConfig(**codec_config) if isinstance(codec_config, dict) else codec_config
+        if isinstance(codec_config, dict):
+            # where the codec once was is of no use to those who get the generator
+            codec_config = SatConfig(**{k: v for k, v in codec_config.items() if k != "_name_or_path"})
+        self.codec_config = codec_config
         if isinstance(conditioner_config, dict):
             conditioner_config = ClapConfig(**conditioner_config)
         self.conditioner_config = conditioner_config

@@ -9,12 +9,14 @@ from torch import nn
 from transformers import ClapModel, GenerationConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_aar import AarConfig
+from .configuration_sat import SatConfig
 from .generation_aar import AarGenerationMixin
 from .modeling_sat import AtLeastFp32, SatModel, SharingMixin
 
@@ -286,6 +288,7 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["AarLayer", "AarEmbeddings", "SatModel"]
     _keep_in_fp32_modules_strict = ["lm_head"]
+    _keys_to_ignore_on_load_missing = SatModel._keys_to_ignore_on_load_missing
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = True
@@ -512,7 +515,8 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
             codec_pretrained_model_name_or_path (`str`):
                 Folder or repository of a [`SatModel`].
             decoder_pretrained_model_name_or_path (`str` or [`AarConfig`]):
-                Folder or repository of an [`AarModel`], or the configuration of a new one with random weights.
+                Folder or repository of an [`AarModel`] or of a complete generator, whose codec and conditioner are left
+                out; or the configuration of a new one with random weights.
             kwargs:
                 Fields of the generator's configuration, overriding the decoder's.
 
@@ -520,27 +524,34 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
             The generator, in evaluation mode. Its head is new unless the decoder's folder holds one.
 
         Raises:
-            ValueError: without a codec or a decoder.
+            ValueError: without a codec or a decoder, or for a codec that the decoder wasn't made for.
         """
-        if codec_pretrained_model_name_or_path is None or decoder_pretrained_model_name_or_path is None:
+        decoder = decoder_pretrained_model_name_or_path
+        if codec_pretrained_model_name_or_path is None or decoder is None:
             raise ValueError(
                 "A generator needs `codec_pretrained_model_name_or_path` and `decoder_pretrained_model_name_or_path`."
             )
         codec = SatModel.from_pretrained(codec_pretrained_model_name_or_path)
-        if isinstance(decoder_pretrained_model_name_or_path, str):
-            decoder = cls._load_decoder(decoder_pretrained_model_name_or_path, codec.config)
-            config = decoder.config
-        else:
-            decoder, config = None, decoder_pretrained_model_name_or_path
-        fields = config.to_dict() | {"codec_config": codec.config.to_dict(), "conditioner_config": None} | kwargs
-        model = cls(AarConfig(**fields))
+        is_new = isinstance(decoder, PreTrainedConfig)
+        config = decoder if is_new else AarConfig.from_pretrained(decoder)
+        if not is_new:
+            cls._check_codec(codec.config, config.codec_config)
+        fields = {"codec_config": codec.config.to_dict(), "conditioner_config": None} | kwargs
+        config = AarConfig(**(config.to_dict() | fields))
+        model = cls(config) if is_new else cls.from_pretrained(decoder, config=config)
         model.codec_model.load_state_dict(codec.state_dict())
-        if decoder is not None:
-            model.model.load_state_dict(decoder.model.state_dict())
-            model.lm_head.load_state_dict(decoder.lm_head.state_dict())
         if conditioner_pretrained_model_name_or_path is not None:
             model.attach_conditioner(conditioner_pretrained_model_name_or_path)
         return model.eval()
+
+    @staticmethod
+    def _check_codec(given: SatConfig, expected: SatConfig) -> None:
+        for name in ("scales", "codebook_dim", "codebook_size"):
+            if getattr(given, name) != getattr(expected, name):
+                raise ValueError(
+                    f"The decoder was made for a codec with `{name}` {getattr(expected, name)} but this one has "
+                    f"{getattr(given, name)}; give the codec that it was trained on."
+                )
 
     def attach_conditioner(self, name_or_model: str | ClapModel) -> None:
         """
@@ -554,7 +565,8 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         """
         if self.config.conditioning != "clap":
             raise ValueError(f"A model conditioned on `{self.config.conditioning}` takes no CLAP conditioner.")
-        conditioner = ClapModel.from_pretrained(name_or_model) if isinstance(name_or_model, str) else name_or_model
+        is_model = isinstance(name_or_model, ClapModel)
+        conditioner = name_or_model if is_model else ClapModel.from_pretrained(name_or_model)
         if conditioner.config.projection_dim != self.config.conditioning_dim:
             raise ValueError(
                 f"The conditioner's embeddings have {conditioner.config.projection_dim} dimensions but this model takes "
@@ -691,9 +703,7 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         loss = F.cross_entropy(
             logits.flatten(0, 1), audio_codes.flatten().masked_fill(audio_codes.flatten() < 0, -100)
         )
-        result = AarOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
-        )
+        result = AarOutput(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()
 

@@ -536,7 +536,13 @@ class SatPreTrainedModel(SharingMixin, PreTrainedAudioTokenizerBase):
     input_modalities = "audio"
     other_auto_classes = ("AutoModelForAudioTokenization",)
     _no_split_modules = ["SatQuantizer", "EncodecResnetBlock", "EncodecLSTM"]
-    _keep_in_fp32_modules_strict = ["quantizer"]
+    # not all of the quantizer: its flag and its counter are no floating-point tensors, and would become some
+    _keep_in_fp32_modules_strict = [
+        *("quantizer.codebook", "quantizer.cluster_size", "quantizer.phi"),
+        *("quantizer.project_in", "quantizer.project_out"),
+    ]
+    # published folders may leave out what only training needs; it then restarts from the codebooks
+    _keys_to_ignore_on_load_missing = [r"quantizer\.codebook_sum$"]
     # the codec has no attention; a generator's choice is handed down to it all the same
     _supports_sdpa = True
     _supports_flash_attn = True
