@@ -44,7 +44,7 @@ setup(
         "torchaudio>=2.11",
         "tqdm",
         "transformers>=5.17",
-        "typer",
+        "typer>=0.29",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["transformers-aar = transformers_aar.cli:main"]},

@@ -11,9 +11,9 @@ ADAPTIVE_NORMS = ("per_block", "shared", "none")
 
 class AarConfig(PreTrainedConfig):
     r"""
-    Configuration of an [`AarForConditionalGeneration`]: a transformer that predicts the codes of a [`SatModel`] scale by
-    scale. The defaults are the published model of depth 16 of "Efficient Autoregressive Audio Modeling via Next-Scale
-    Prediction" (arXiv 2408.09027).
+    Configuration of an [`AarForConditionalGeneration`]: a transformer that predicts the codes of a [`SatModel`] scale
+    by scale. The defaults are the published model of depth 16 of "Efficient Autoregressive Audio Modeling via
+    Next-Scale Prediction" (arXiv 2408.09027).
 
     Args:
         codec_config (`SatConfig` or `dict`, *optional*):
@@ -53,7 +53,8 @@ class AarConfig(PreTrainedConfig):
     ```python
     >>> from transformers_aar import AarConfig, AarForConditionalGeneration
 
-    >>> model = AarForConditionalGeneration(AarConfig(conditioning="label", labels=["Dog", "Rain"], num_hidden_layers=2))
+    >>> config = AarConfig(conditioning="label", labels=["Dog", "Rain"], num_hidden_layers=2)
+    >>> model = AarForConditionalGeneration(config)
     ```"""
 
     model_type = "aar"
@@ -94,10 +95,13 @@ class AarConfig(PreTrainedConfig):
         self.mlp_ratio = mlp_ratio
         self.adaln = adaln
         self.use_qk_norm = use_qk_norm
-        self.drop_path_rate = 0.1 * num_hidden_layers / 24 if drop_path_rate is None else drop_path_rate
+        self.drop_path_rate = drop_path_rate
         self.conditioning_dropout = conditioning_dropout
-        super().__init__(**kwargs)
+        # before the library validates, which computes with these values
         self.validate_architecture()
+        if drop_path_rate is None:
+            self.drop_path_rate = 0.1 * num_hidden_layers / 24
+        super().__init__(**kwargs)
 
     def validate_architecture(self):
         """Raises a `ValueError` that names the first field whose value is impossible."""
@@ -116,16 +120,21 @@ class AarConfig(PreTrainedConfig):
             raise ValueError(f"`conditioning` must be one of {', '.join(CONDITIONINGS)}, got {self.conditioning!r}.")
         if self.adaln not in ADAPTIVE_NORMS:
             raise ValueError(f"`adaln` must be one of {', '.join(ADAPTIVE_NORMS)}, got {self.adaln!r}.")
-        for name in ("drop_path_rate", "conditioning_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)!r}.")
+        if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"`drop_path_rate` must lie in [0, 1), got {self.drop_path_rate!r}.")
+        if not 0 <= self.conditioning_dropout < 1:
+            raise ValueError(f"`conditioning_dropout` must lie in [0, 1), got {self.conditioning_dropout!r}.")
         self._validate_conditioning()
 
     def _validate_conditioning(self):
         if (self.conditioning == "label") != bool(self.labels):
             raise ValueError("`labels` must be a list of names with `conditioning='label'`, and None without.")
-        if self.labels and (len(set(self.labels)) != len(self.labels) or any(";" in name for name in self.labels)):
-            raise ValueError("`labels` must be different from each other and hold no semicolon, which separates them.")
+        names = {name.strip().lower() for name in self.labels or []}
+        if "" in names or len(names) != len(self.labels or []) or any(";" in name for name in names):
+            raise ValueError(
+                "`labels` must be names that differ in more than upper and lower case, and hold no semicolon, which "
+                "separates them."
+            )
         if self.conditioner_config is not None:
             if self.conditioning != "clap":
                 raise ValueError("`conditioner_config` is for `conditioning='clap'` only.")

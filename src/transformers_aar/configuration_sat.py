@@ -17,7 +17,8 @@ class SatConfig(PreTrainedConfig):
         audio_channels (`int`, defaults to 1):
             Channels of the audio.
         upsampling_ratios (`list[int]`, defaults to `[8, 5, 4, 2]`):
-            Strides of the decoder, first layer first; the encoder uses them in reverse. Their product is the hop length.
+            Strides of the decoder, first layer first; the encoder uses them in reverse. Their product is the hop
+            length.
         num_filters (`int`, defaults to 32):
             Channels of the encoder's first convolution, doubled by every stride.
         num_residual_layers, kernel_size, last_kernel_size, residual_kernel_size, dilation_growth_rate, compress,
@@ -105,6 +106,12 @@ class SatConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
+        for name, choices in (
+            ("pad_mode", ("reflect", "constant", "replicate", "circular")),
+            ("norm_type", ("weight_norm", "time_group_norm")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         for name in ("upsampling_ratios", "scales"):
             values = getattr(self, name)
             if not values or any(not isinstance(value, int) or value < 1 for value in values):

@@ -1,6 +1,9 @@
 """Feature extractor of SAT: checks waveforms and pads them into a batch."""
 
+from numbers import Number
+
 import numpy as np
+import torch
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 
@@ -18,9 +21,7 @@ class SatFeatureExtractor(SequenceFeatureExtractor):
     model_input_names = ["input_values", "padding_mask"]
 
     def __init__(self, feature_size: int = 1, sampling_rate: int = 24_000, padding_value: float = 0.0, **kwargs):
-        super().__init__(
-            feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs
-        )
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
 
     def __call__(
         self,
@@ -69,14 +70,25 @@ class SatFeatureExtractor(SequenceFeatureExtractor):
         ]
         return BatchFeature({"input_values": values, "padding_mask": masks}, tensor_type=return_tensors)
 
+    def to_dict(self) -> dict:
+        output = super().to_dict()
+        # a processor that is saved with this object inside notes its own class here, too
+        output.get("auto_map", {}).pop("AutoProcessor", None)
+        return output
+
     def _check(self, sound, number: int) -> np.ndarray:
         """One sound as float32 of shape `(channels, num_samples)`."""
-        sound = np.asarray(sound, dtype=np.float32)
+        if isinstance(sound, torch.Tensor):
+            sound = sound.detach().float().cpu()
+        try:
+            sound = np.asarray(sound, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Sound {number} is no array of numbers; give its samples.") from error
         sound = sound[None] if sound.ndim == 1 else sound
         if sound.ndim != 2 or sound.shape[0] != self.feature_size:
             raise ValueError(
-                f"Sound {number} has the shape {sound.shape}, but this codec expects {self.feature_size} channel(s) as "
-                f"({self.feature_size}, num_samples); mix it down first, for example with audio.mean(0)."
+                f"Sound {number} has the shape {sound.shape}, but this codec expects {self.feature_size} channel(s) "
+                f"as ({self.feature_size}, num_samples); mix it down first, for example with audio.mean(0)."
             )
         if sound.shape[1] == 0:
             raise ValueError(f"Sound {number} is empty; give at least one sample.")
@@ -88,8 +100,8 @@ class SatFeatureExtractor(SequenceFeatureExtractor):
 def _as_list(raw_audio) -> list:
     """The sounds of a batch, which may be one sound without a batch around it."""
     if isinstance(raw_audio, (list, tuple)):
-        is_batch = len(raw_audio) > 0 and np.ndim(raw_audio[0]) > 0
-        return list(raw_audio) if is_batch else [raw_audio]
+        is_sound = len(raw_audio) > 0 and isinstance(raw_audio[0], Number)
+        return [raw_audio] if is_sound else list(raw_audio)
     return list(raw_audio) if np.ndim(raw_audio) == 3 else [raw_audio]
 
 

@@ -217,7 +217,9 @@ class AarGenerationMixin(GenerationMixin):
         given = self._check_given_codes(audio_codes, len(embeds))
         num_windows = config.num_windows if given is None else given.shape[1]
         if isinstance(generator, list) and len(generator) != len(embeds):
-            raise ValueError(f"Got {len(generator)} generators for {len(embeds)} sounds; give one for each, or one in all.")
+            raise ValueError(
+                f"Got {len(generator)} generators for {len(embeds)} sounds; give one for each, or one in all."
+            )
 
         parts = list(self._split_rows(embeds, negative, given, generator, num_windows, config.max_batch_rows))
         if streamer is not None and len(parts) > 1:
@@ -274,7 +276,9 @@ class AarGenerationMixin(GenerationMixin):
             return self.model.uncond_embedding.expand(num_sounds, -1)
         negative = self.encode_conditioning(embeds, input_ids, attention_mask)
         if num_sounds % len(negative):
-            raise ValueError(f"Got {len(negative)} negative conditionings for {num_sounds} sounds; give one, or one each.")
+            raise ValueError(
+                f"Got {len(negative)} negative conditionings for {num_sounds} sounds; give one, or one each."
+            )
         return negative.repeat_interleave(num_sounds // len(negative), dim=0)
 
     def _check_given_codes(self, audio_codes: torch.LongTensor | None, num_sounds: int) -> torch.LongTensor | None:
@@ -295,7 +299,7 @@ class AarGenerationMixin(GenerationMixin):
             warpers.append(TemperatureLogitsWarper(config.temperature))
         if config.top_k:
             warpers.append(TopKLogitsWarper(config.top_k))
-        if config.top_p is not None and config.top_p < 1.0:
+        if config.top_p is not None and config.top_p != 1.0:
             warpers.append(TopPLogitsWarper(config.top_p))
         return warpers
 
@@ -360,12 +364,20 @@ class AarGenerationMixin(GenerationMixin):
         return result | {"f_hat": f_hat}
 
     def _scale_logits(
-        self, prepared: dict, next_input, cache: Cache, slot: int, num_rows: int, config, progress: float, is_given: bool
+        self,
+        prepared: dict,
+        next_input,
+        cache: Cache,
+        slot: int,
+        num_rows: int,
+        config,
+        progress: float,
+        is_given: bool,
     ) -> torch.Tensor | None:
         """One forward pass; guided logits `(num_rows, n_s, codebook_size)`, or `None` for a scale that is given."""
         guided = bool(config.guidance_scale)
         if next_input is not None:
-            next_input = next_input.to(self.model.device)
+            next_input = next_input.to(prepared["conditioning"].device)
             next_input = torch.cat([next_input, next_input]) if guided else next_input
         hidden_states = self.model.forward_scale(prepared, next_input, cache, slot)
         if is_given:

@@ -92,6 +92,10 @@ class AarModulation(nn.Linear):
         return super().forward(conditioning).unflatten(-1, (self.num_parts, -1))
 
 
+class AarOutputProjection(nn.Linear):
+    """Last layer of a residual branch; a class of its own because it starts smaller, the deeper the model."""
+
+
 class AarAttention(nn.Module):
     """Multi-head attention with a fused projection, without a bias on the keys."""
 
@@ -108,7 +112,7 @@ class AarAttention(nn.Module):
         self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.empty(width))
         self.v_bias = nn.Parameter(torch.empty(width))
-        self.o_proj = nn.Linear(width, width)
+        self.o_proj = AarOutputProjection(width, width)
         if self.use_qk_norm:
             self.log_scale = nn.Parameter(torch.empty(self.num_heads))
         self.scaling = 1.0 if self.use_qk_norm else 1 / (4 * math.sqrt(config.head_dim))
@@ -139,7 +143,7 @@ class AarMLP(nn.Module):
         super().__init__()
         inner = round(config.hidden_size * config.mlp_ratio)
         self.fc1 = nn.Linear(config.hidden_size, inner)
-        self.fc2 = nn.Linear(inner, config.hidden_size)
+        self.fc2 = AarOutputProjection(inner, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(hidden_states), approximate="tanh"))
@@ -263,8 +267,9 @@ class AarEmbeddings(nn.Module):
 
     def _slot_embeddings(self, first_slot: int, length: int) -> torch.Tensor:
         """Position plus level of `length` slots, `(length, hidden_size)`."""
+        all_levels = self.levels(torch.arange(len(self.scales), device=self.positions.device))
         levels, scale_start = [], 0
-        for level, size in zip(self.levels.weight, self.scales, strict=True):
+        for level, size in zip(all_levels, self.scales, strict=True):
             slots = min(scale_start + size, first_slot + length) - max(scale_start, first_slot)
             if slots > 0:
                 levels.append(level.expand(slots, -1))
@@ -309,7 +314,8 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
             init.trunc_normal_(module.weight, std=0.02 * std)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
+            is_output = isinstance(module, AarOutputProjection)
+            init.trunc_normal_(module.weight, std=std / math.sqrt(2 * depth) if is_output else std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -318,13 +324,10 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, AarAttention):
-            init.trunc_normal_(module.o_proj.weight, std=std / math.sqrt(2 * depth))
             for bias in (module.q_bias, module.v_bias):
                 init.zeros_(bias)
             if module.use_qk_norm:
                 init.constant_(module.log_scale, math.log(4))
-        elif isinstance(module, AarMLP):
-            init.trunc_normal_(module.fc2.weight, std=std / math.sqrt(2 * depth))
         elif isinstance(module, AarEmbeddings):
             init.trunc_normal_(module.start_position, std=std)
             init.trunc_normal_(module.positions, std=std)
@@ -515,8 +518,8 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
             codec_pretrained_model_name_or_path (`str`):
                 Folder or repository of a [`SatModel`].
             decoder_pretrained_model_name_or_path (`str` or [`AarConfig`]):
-                Folder or repository of an [`AarModel`] or of a complete generator, whose codec and conditioner are left
-                out; or the configuration of a new one with random weights.
+                Folder or repository of an [`AarModel`] or of a complete generator, whose codec and conditioner are
+                left out; or the configuration of a new one with random weights.
             kwargs:
                 Fields of the generator's configuration, overriding the decoder's.
 
@@ -569,8 +572,8 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         conditioner = name_or_model if is_model else ClapModel.from_pretrained(name_or_model)
         if conditioner.config.projection_dim != self.config.conditioning_dim:
             raise ValueError(
-                f"The conditioner's embeddings have {conditioner.config.projection_dim} dimensions but this model takes "
-                f"{self.config.conditioning_dim}."
+                f"The conditioner's embeddings have {conditioner.config.projection_dim} dimensions but this model "
+                f"takes {self.config.conditioning_dim}."
             )
         self.conditioner = conditioner.to(self.device, self.dtype)
         self.config.conditioner_config = conditioner.config

@@ -126,16 +126,20 @@ class FoldedWeightNorm(nn.Module):
         super().__init__()
         self._folded = None
         self._folded_from = None
+        self._factors = None
 
     def forward(self, magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and (magnitude.requires_grad or direction.requires_grad):
-            self._folded = self._folded_from = None
+            self._folded = self._folded_from = self._factors = None
             return torch._weight_norm(direction, magnitude, 0)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or direction.is_inference():  # neither lets changes be noticed
             return torch._weight_norm(direction, magnitude, 0)
         state = [(part.data_ptr(), part._version, part.dtype, part.device) for part in (magnitude, direction)]
         if state != self._folded_from:
-            self._folded = torch._weight_norm(direction, magnitude, 0).detach()
+            # held, so that replaced factors can't turn up at the address of those that were folded
+            self._factors = magnitude.detach(), direction.detach()
+            with torch.inference_mode(False):  # a later call may want gradients of the convolution's input
+                self._folded = torch._weight_norm(direction.detach(), magnitude.detach(), 0)
             self._folded_from = state
         return self._folded
 
@@ -504,14 +508,25 @@ def _kmeans(
 
 
 class SharingMixin:
-    """What both models do when they are saved: name all their Auto classes, and bring a model card."""
+    """
+    What both models do when they are saved: name all their Auto classes, and bring a model card. Loaded they are from
+    safetensors only.
+    """
 
     # called with (model, folder); the package sets it, and without the package there is no card
     model_card_writer: ClassVar[Callable | None] = None
     # Auto classes besides the one that the library records by itself
     other_auto_classes: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        return super().from_pretrained(*args, **{"use_safetensors": True} | kwargs)
+
     def save_pretrained(self, save_directory, **kwargs):
+        for name in self.config.sub_configs:
+            # what loading writes there: a model that was loaded is saved with the same configuration again
+            if (sub_config := getattr(self.config, name)) is not None:
+                sub_config.dtype = self.dtype
         if self._auto_class is not None:
             name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
             known = getattr(self.config, "auto_map", None) or {}
@@ -567,8 +582,8 @@ class SatPreTrainedModel(SharingMixin, PreTrainedAudioTokenizerBase):
                 init.uniform_(parameter, -1 / math.sqrt(module.hidden_size), 1 / math.sqrt(module.hidden_size))
         elif isinstance(module, SatQuantizer):
             init.uniform_(module.codebook, -1.0, 1.0)
-            init.copy_(module.codebook_sum, module.codebook)
             init.ones_(module.cluster_size)
+            init.copy_(module.codebook_sum, module.codebook * module.cluster_size[..., None])
             init.zeros_(module.initialized)
             init.zeros_(module.num_updates)
 

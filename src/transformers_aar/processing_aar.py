@@ -36,6 +36,12 @@ class AarProcessor(ProcessorMixin):
             output["conditioner_feature_extractor"] = self.conditioner_feature_extractor.to_dict()
         return output
 
+    def save_pretrained(self, save_directory, **kwargs):
+        # the library notes here how a tokenizer was loaded, which is no property of what is saved
+        for name in ("is_local", "local_files_only"):
+            self.tokenizer.init_kwargs.pop(name, None)
+        return super().save_pretrained(save_directory, **kwargs)
+
     def __call__(
         self,
         text: str | list[str] | None = None,
@@ -70,6 +76,8 @@ class AarProcessor(ProcessorMixin):
         if audio is not None:
             return self._process_reference(audio, sampling_rate, return_tensors)
         texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise ValueError("`text` is an empty list; give at least one prompt.")
         if self.labels is not None:
             texts = ["; ".join(self._known_labels(entry)) for entry in texts]
         kwargs = {"padding": True, **kwargs}
@@ -109,8 +117,8 @@ class AarProcessor(ProcessorMixin):
             raise ValueError("Only a model that is conditioned on CLAP takes reference sounds; give `text`.")
         if sampling_rate != extractor.sampling_rate:
             raise ValueError(
-                f"Reference sounds must have CLAP's {extractor.sampling_rate} Hz, got {sampling_rate}; resample them and "
-                f"pass `sampling_rate={extractor.sampling_rate}`."
+                f"Reference sounds must have CLAP's {extractor.sampling_rate} Hz, got {sampling_rate}; resample them "
+                f"and pass `sampling_rate={extractor.sampling_rate}`."
             )
         return extractor(audio, sampling_rate=sampling_rate, return_tensors=return_tensors)
 

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file
-from transformers import ClapModel
+from transformers import ClapModel, pipeline
 
 from transformers_aar import AarForConditionalGeneration, AarProcessor, SatFeatureExtractor, SatModel
 from transformers_aar.hub.conversion import convert_checkpoint
@@ -143,6 +143,18 @@ def test_conditioner_goes_inside(fixtures_dir, tmp_path, tiny_clap_dir):
     assert audio.shape == (2, 1, 24_000)
 
 
+def test_generator_without_conditioner_has_a_processor(fixtures_dir, tmp_path):
+    """The pipeline loads its folder, and says what is missing when it is given text."""
+    fixture = fixtures_dir / "tiny"
+    convert_checkpoint(fixture / "sat_upstream.pth", tmp_path / "aar", aar_path=fixture / "aar_upstream.pth")
+    processor = AarProcessor.from_pretrained(tmp_path / "aar")
+    assert processor.feature_extractor.sampling_rate == 24_000
+    assert processor.labels is None
+    generator = pipeline("text-to-audio", str(tmp_path / "aar"))
+    with pytest.raises(ValueError, match="attach_conditioner"):
+        generator("a dog barks")
+
+
 def bad_conversions(fixtures: Path, tmp_path: Path) -> dict[str, tuple[dict, str]]:
     """Arguments that must be refused, and what the one sentence must say."""
     sat, aar = fixtures / "tiny" / "sat_upstream.pth", fixtures / "tiny" / "aar_upstream.pth"
@@ -154,12 +166,15 @@ def bad_conversions(fixtures: Path, tmp_path: Path) -> dict[str, tuple[dict, str
     torch.save({"generator_state_dict": {"x": os.system}}, foreign)
     torch.save({"generator_state_dict": [1, 2]}, plain)
 
+    def codebooks(state_dict: dict) -> list[str]:
+        return [name for name in state_dict if name.endswith("_codebook.embed")]
+
     def changed(path: Path, key: str | None, edit) -> Path:
         return edited(path, tmp_path / f"changed-{len(list(tmp_path.iterdir()))}.pth", key, edit)
 
     sat_key, aar_key, disc_key = "generator_state_dict", "model_state_dict", "disc_state_dict"
     k_bias, kernel = "module.blocks.1.attn.zero_k_bias", "module.discriminators.1.spec_transform.conv_imag.weight"
-    embed = "module.word_embed.weight"
+    embed, positions = "module.word_embed.weight", "module.pos_1LC"
     phi, codebook = "module.quantizer.vq.quant_resi.qresi_ls.3.weight", "module.quantizer.vq.layers.7._codebook.embed"
     return {
         "missing": ({"sat_path": tmp_path / "nowhere.pth"}, "nowhere.pth doesn't exist"),
@@ -189,6 +204,18 @@ def bad_conversions(fixtures: Path, tmp_path: Path) -> dict[str, tuple[dict, str
         "unequal codebooks": (
             {"sat_path": changed(sat, sat_key, lambda c: c.update({codebook: c[codebook][:5]}))},
             "different sizes",
+        ),
+        "dimensions": (
+            {"sat_path": changed(sat, sat_key, lambda c: c.update({phi: c[phi][0, 0, 0]}))},
+            "quantizer.vq.quant_resi.qresi_ls.3.weight has the shape ()",
+        ),
+        "dimensions of a codebook": (
+            {"sat_path": changed(sat, sat_key, lambda c: c.update(dict.fromkeys(codebooks(c), torch.zeros(3))))},
+            "quantizer.codebook has the shape (16, 3)",
+        ),
+        "dimensions in AAR": (
+            {"sat_path": sat, "aar_path": changed(aar, aar_key, lambda c: c.update({positions: c[positions][0]}))},
+            "pos_1LC has the shape (455, 128)",
         ),
         "wrong size": (
             {"sat_path": changed(sat, sat_key, lambda c: c.update({phi: c[phi][:, :4]}))},

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FORMAT = "transformers-aar tokens"
 VERSION = "1"
+# Fields of the codec's configuration that tell a reader of the file what the codes are.
+DESCRIPTION = ("audio_channels", "upsampling_ratios", "scales", "codebook_size", "window_length_s", "overlap")
 
 
 def save_tokens(path: str | Path, codec: "SatModel", audio_codes: torch.Tensor, num_samples: int) -> None:
@@ -32,7 +34,7 @@ def save_tokens(path: str | Path, codec: "SatModel", audio_codes: torch.Tensor, 
         "fingerprint": codec.fingerprint(),
         "num_samples": str(num_samples),
         "sampling_rate": str(codec.config.sampling_rate),
-        "config": json.dumps(codec.config.to_diff_dict()),
+        "config": json.dumps({name: getattr(codec.config, name) for name in DESCRIPTION}),
     }
     with staged_file(path) as staged:
         save_file({"audio_codes": audio_codes.to("cpu", torch.int32).contiguous()}, staged, metadata)

@@ -22,6 +22,7 @@ from ..modeling_aar import AarForConditionalGeneration
 from ..modeling_sat import SatModel
 from ..processing_aar import AarProcessor
 from ..training.discriminators import MultiScaleSTFTDiscriminator
+from .label_tokenizer import label_tokenizer
 from .model_cards import write_model_card
 
 PUBLISHED_SCALES = (1, 2, 4, 6, 9, 12, 16, 20, 25, 31, 37, 43, 50, 58, 66, 75)
@@ -75,12 +76,13 @@ AAR_NAMES = (
     (r"^head\.0\.", "model.norm."),
     (r"^head\.(1\.)?", "lm_head."),
 )
-# The reference keeps broadcast dimensions in these; ours are (n_0, W), (L, W), (6, W) and (num_heads,).
+# The reference keeps broadcast dimensions in these, (1, n_0, W), (1, L, W), (1, 1, 6, W) and (1, num_heads, 1, 1):
+# how many dimensions there are, and what takes ours out.
 BROADCAST_DIMENSIONS = {
-    "start_position": 0,
-    "positions": 0,
-    "modulation_offset": (0, 0),
-    "log_scale": (0, slice(None), 0, 0),
+    "start_position": (3, 0),
+    "positions": (3, 0),
+    "modulation_offset": (4, (0, 0)),
+    "log_scale": (4, (0, slice(None), 0, 0)),
 }
 
 
@@ -204,6 +206,16 @@ class RenamedTensors(dict[str, torch.Tensor]):
         del self[name]
         return tensor
 
+    def shape(self, name: str, num_dimensions: int) -> torch.Size:
+        """The sizes of a tensor, which must have so many dimensions, none of them empty."""
+        shape = self[name].shape
+        if len(shape) != num_dimensions or 0 in shape:
+            raise ValueError(
+                f"The {self.kind} checkpoint's {self.origins.get(name, name)} has the shape {tuple(shape)}, "
+                f"where {num_dimensions} filled dimensions are wanted: give a checkpoint of the reference."
+            )
+        return shape
+
     def count(self, pattern: str) -> int:
         """How many different numbers the one group of `pattern` finds at the start of the names."""
         return len({match[1] for name in self if (match := re.match(pattern, name))})
@@ -268,8 +280,8 @@ def sat_config_fields(
     encoder, decoder = direct_convolutions(tensors, "encoder"), direct_convolutions(tensors, "decoder")
     num_filters, audio_channels, kernel_size = encoder[0]
     hidden_size, _, last_kernel_size = encoder[-1]
-    residual_channels, channels, residual_kernel_size = tensors[weight_name("encoder.layers.1.block.1")].shape
-    num_scales, codebook_size, codebook_dim = tensors["quantizer.codebook"].shape
+    residual_channels, channels, residual_kernel_size = tensors.shape(weight_name("encoder.layers.1.block.1"), 3)
+    num_scales, codebook_size, codebook_dim = tensors.shape("quantizer.codebook", 3)
     ratios = [kernel // 2 for _, _, kernel in decoder[1:-1]]
     if upsampling_ratios is not None and list(upsampling_ratios) != ratios:
         raise ValueError(
@@ -297,7 +309,7 @@ def sat_config_fields(
         "codebook_dim": codebook_dim,
         "codebook_size": codebook_size,
         "scales": list(scales),
-        "phi_kernel_sizes": [tensors[f"quantizer.phi.{index}.weight"].shape[-1] for index in range(num_phi)],
+        "phi_kernel_sizes": [tensors.shape(f"quantizer.phi.{index}.weight", 3)[-1] for index in range(num_phi)],
     }
 
 
@@ -308,7 +320,7 @@ def weight_name(layer: str) -> str:
 def direct_convolutions(tensors: RenamedTensors, side: str) -> list[torch.Size]:
     """Shapes of the convolutions that are layers themselves: the first, those that change the rate, the last."""
     pattern = re.escape(weight_name(f"{side}.layers.NUMBER")).replace("NUMBER", r"(\d+)")
-    found = {int(match[1]): tensors[name].shape for name in tensors if (match := re.fullmatch(pattern, name))}
+    found = {int(match[1]): tensors.shape(name, 3) for name in tensors if (match := re.fullmatch(pattern, name))}
     if len(found) < 3:
         raise ValueError(
             f"The SAT checkpoint is incomplete: its {side} has {len(found)} of the at least 3 convolutions."
@@ -335,7 +347,7 @@ def convert_discriminator(state_dict: dict[str, torch.Tensor]) -> MultiScaleSTFT
     tensors = RenamedTensors(state_dict, DISCRIMINATOR_NAMES, "discriminator")
     num_resolutions = tensors.count(r"discriminators\.(\d+)\.")
     n_ffts = [take_dft_kernels(tensors, f"discriminators.{index}.spec_transform") for index in range(num_resolutions)]
-    num_filters = len(tensors["discriminators.0.convs.0.weight"])
+    num_filters = tensors.shape("discriminators.0.convs.0.weight", 4)[0]
     discriminator = MultiScaleSTFTDiscriminator(n_ffts, num_filters=num_filters)
     tensors.load_into(discriminator)
     return discriminator
@@ -343,8 +355,8 @@ def convert_discriminator(state_dict: dict[str, torch.Tensor]) -> MultiScaleSTFT
 
 def take_dft_kernels(tensors: RenamedTensors, prefix: str) -> int:
     """Removes the fixed Fourier kernels of one resolution, which a true STFT replaces; returns their length."""
+    n_fft = tensors.shape(f"{prefix}.conv_real.weight", 3)[-1]
     real, imaginary = (tensors.take(f"{prefix}.conv_{part}.weight") for part in ("real", "imag"))
-    n_fft = real.shape[-1]
     kernels = torch.fft.rfft(torch.diag(torch.hann_window(n_fft, dtype=torch.float64))).mT[:, None]
     for kernel, expected in ((real, kernels.real), (imaginary, kernels.imag)):
         if kernel.shape != expected.shape or not torch.allclose(kernel.double(), expected, atol=1e-4):
@@ -372,7 +384,10 @@ def convert_aar(state_dict: dict[str, torch.Tensor], codec: SatModel) -> AarForC
     tensors = RenamedTensors(state_dict, AAR_NAMES, "AAR")
     take_derived_buffers(tensors, codec.config.scales)
     for name in tensors:
-        tensors[name] = tensors[name][BROADCAST_DIMENSIONS.get(name.rpartition(".")[2], ...)]
+        if (kept := BROADCAST_DIMENSIONS.get(name.rpartition(".")[2])) is not None:
+            num_dimensions, index = kept
+            tensors.shape(name, num_dimensions)
+            tensors[name] = tensors[name][index]
     refuse_other_codec(tensors, codec.config)
     model = AarForConditionalGeneration(AarConfig(codec_config=codec.config, **aar_config_fields(tensors)))
     tensors.update({f"codec_model.{name}": tensor for name, tensor in codec.state_dict().items()})
@@ -392,9 +407,9 @@ def agreed_scales(scales: Sequence[int] | None, aar_tensors: dict[str, torch.Ten
     """Tokens per scale as the caller and the generator's table of levels tell them; None where neither does."""
     if "lvl_1L" not in aar_tensors:
         return scales
-    levels = aar_tensors["lvl_1L"].flatten()
-    told = levels.bincount().tolist()
-    if not torch.equal(levels, torch.repeat_interleave(torch.tensor(told))) or 0 in told:
+    levels, counts = aar_tensors["lvl_1L"].flatten().unique_consecutive(return_counts=True)
+    told = counts.tolist()
+    if levels.tolist() != list(range(len(told))):
         raise ValueError("The AAR checkpoint's lvl_1L is not a table of levels: it must count up from 0.")
     if scales is not None and list(scales) != told:
         raise ValueError(f"The AAR checkpoint was trained with the scales {told}, not {list(scales)}.")
@@ -406,9 +421,9 @@ def take_derived_buffers(tensors: RenamedTensors, scales: Sequence[int]) -> None
     levels = torch.repeat_interleave(torch.tensor(scales))
     visible = levels[:, None] >= levels
     derived = {"lvl_1L": levels, "attn_bias_for_masking": torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)}
-    derived |= {name: torch.zeros(len(tensors[name])) for name in tensors if name.endswith(".zero_k_bias")}
+    derived |= {name: torch.zeros(tensors.shape(name, 1)) for name in tensors if name.endswith(".zero_k_bias")}
     for name in derived.keys() & tensors.keys():
-        if not torch.equal(tensors.take(name).squeeze(), derived[name]):
+        if not torch.equal(tensors.take(name).squeeze().to(derived[name].dtype), derived[name]):
             raise ValueError(
                 f"The AAR checkpoint's {tensors.origins[name]} is not what the scales {list(scales)} make it: "
                 "it belongs to another variant of the model."
@@ -417,7 +432,7 @@ def take_derived_buffers(tensors: RenamedTensors, scales: Sequence[int]) -> None
 
 def aar_config_fields(tensors: RenamedTensors) -> dict:
     """The fields of `AarConfig` that the tensors' shapes tell."""
-    hidden_size, conditioning_dim = tensors["model.conditioning_mlp.fc1.weight"].shape
+    hidden_size, conditioning_dim = tensors.shape("model.conditioning_mlp.fc1.weight", 2)
     use_qk_norm = "model.layers.0.self_attn.log_scale" in tensors
     if "model.shared_modulation.weight" in tensors:
         adaln = "shared"
@@ -432,7 +447,7 @@ def aar_config_fields(tensors: RenamedTensors) -> dict:
         "num_attention_heads": (
             len(tensors["model.layers.0.self_attn.log_scale"]) if use_qk_norm else hidden_size // PUBLISHED_HEAD_SIZE
         ),
-        "mlp_ratio": len(tensors["model.layers.0.mlp.fc1.weight"]) / hidden_size,
+        "mlp_ratio": tensors.shape("model.layers.0.mlp.fc1.weight", 2)[0] / hidden_size,
         "adaln": adaln,
         "use_qk_norm": use_qk_norm,
     }
@@ -441,9 +456,9 @@ def aar_config_fields(tensors: RenamedTensors) -> dict:
 def refuse_other_codec(tensors: RenamedTensors, codec_config: SatConfig) -> None:
     """An error where the generator was trained on a tokenizer of other sizes."""
     sizes = {
-        "codebook_dim": (tensors["model.embeddings.input_proj.weight"].shape[1], codec_config.codebook_dim),
-        "codebook_size": (len(tensors["lm_head.weight"]), codec_config.codebook_size),
-        "number of scales": (len(tensors["model.embeddings.levels.weight"]), codec_config.num_scales),
+        "codebook_dim": (tensors.shape("model.embeddings.input_proj.weight", 2)[1], codec_config.codebook_dim),
+        "codebook_size": (tensors.shape("lm_head.weight", 2)[0], codec_config.codebook_size),
+        "number of scales": (tensors.shape("model.embeddings.levels.weight", 2)[0], codec_config.num_scales),
         "tokens_per_window": (len(tensors["model.embeddings.positions"]), codec_config.tokens_per_window),
     }
     for name, (wanted, given) in sizes.items():
@@ -460,14 +475,14 @@ def refuse_other_codec(tensors: RenamedTensors, codec_config: SatConfig) -> None
 def save_processor(
     model: SatModel | AarForConditionalGeneration, folder: Path, clap_processor: ClapProcessor | None
 ) -> None:
-    """Saves what turns sounds, and with a conditioner text, into the model's inputs."""
+    """Saves what turns sounds into the codec's inputs, and for a generator prompts into its conditioning."""
     codec_config = model.config if isinstance(model, SatModel) else model.config.codec_config
-    feature_extractor = SatFeatureExtractor(codec_config.audio_channels, codec_config.sampling_rate)
-    if clap_processor is None:
-        feature_extractor.save_pretrained(folder)
-    else:
-        processor = AarProcessor(feature_extractor, clap_processor.tokenizer, clap_processor.feature_extractor)
-        processor.save_pretrained(folder)
+    processor = SatFeatureExtractor(codec_config.audio_channels, codec_config.sampling_rate)
+    if clap_processor is not None:
+        processor = AarProcessor(processor, clap_processor.tokenizer, clap_processor.feature_extractor)
+    elif not isinstance(model, SatModel):
+        processor = AarProcessor(processor, label_tokenizer())
+    processor.save_pretrained(folder)
 
 
 def refuse_used_folder(folder: Path) -> None:
