@@ -189,7 +189,7 @@ save_file(state, f"{folder}/world{world}_rank{rank}.safetensors")
 
 
 def test_two_processes_share_their_codebooks(tmp_path):
-    """Bit-identical on both after every step, and those of one process with the whole batch; start and restarts, too."""
+    """Bit-identical on both after every step, and those of one process with the whole batch, restarts included."""
     fields = TINY | {"dead_code_threshold": 0.5}
     save_file({str(step): latents(8, seed=step).double() for step in range(6)}, tmp_path / "batches.safetensors")
     script = tmp_path / "worker.py"

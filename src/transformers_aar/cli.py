@@ -140,9 +140,7 @@ def reconstruct(
 
 
 @app.command()
-def tokenize(
-    files: Sounds, output_dir: OutputDir, model: Codec = BUNDLED_CHECKPOINT, device: Device = None
-) -> None:
+def tokenize(files: Sounds, output_dir: OutputDir, model: Codec = BUNDLED_CHECKPOINT, device: Device = None) -> None:
     """Turn sounds into token files (safetensors)."""
     import torch
 

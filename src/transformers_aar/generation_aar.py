@@ -40,8 +40,8 @@ class AarGenerateOutput(ModelOutput):
         audio_codes (`torch.LongTensor` of shape `(num_sounds, num_windows, tokens_per_window)`):
             Their codes. They decode to `audio`, unless Gumbel smoothing was on.
         scores (`tuple(torch.FloatTensor)`, *optional*):
-            Per generated scale the logits `(num_sounds · num_windows, n_s, codebook_size)` that were sampled from: guided,
-            with temperature, top-k and top-p.
+            Per generated scale the logits `(num_sounds · num_windows, n_s, codebook_size)` that were sampled from:
+            guided, with temperature, top-k and top-p.
         logits (`tuple(torch.FloatTensor)`, *optional*):
             The same before temperature, top-k and top-p, after guidance.
         lengths (`torch.LongTensor` of shape `(num_sounds,)`):
@@ -224,8 +224,8 @@ class AarGenerationMixin(GenerationMixin):
         parts = list(self._split_rows(embeds, negative, given, generator, num_windows, config.max_batch_rows))
         if streamer is not None and len(parts) > 1:
             raise ValueError(
-                f"A streamer needs all {len(embeds) * num_windows} windows in one batch; raise `max_batch_rows`, which "
-                f"is {config.max_batch_rows}."
+                f"A streamer needs all {len(embeds) * num_windows} windows in one batch; raise `max_batch_rows`, "
+                f"which is {config.max_batch_rows}."
             )
         warpers = self._get_warpers(config)
         results = [self._generate_rows(rows, config, warpers, streamer) for rows in parts]
@@ -233,7 +233,7 @@ class AarGenerationMixin(GenerationMixin):
             streamer.end()
         return self._collect(results, len(embeds), num_windows, config)
 
-    # --- arguments ----------------------------------------------------------------------------------------------------
+    # --- arguments ---------------------------------------------------------------------------------------------------
 
     def _resolve_generation_config(self, generation_config: GenerationConfig | None, kwargs: dict) -> GenerationConfig:
         """Arguments over `generation_config` over the model's own; everything that has no meaning here is refused."""
@@ -303,7 +303,7 @@ class AarGenerationMixin(GenerationMixin):
             warpers.append(TopPLogitsWarper(config.top_p))
         return warpers
 
-    # --- the loop -----------------------------------------------------------------------------------------------------
+    # --- the loop ----------------------------------------------------------------------------------------------------
 
     @staticmethod
     def _split_rows(embeds, negative, given, generator, num_windows: int, max_rows: int):
@@ -401,7 +401,7 @@ class AarGenerationMixin(GenerationMixin):
 
     @staticmethod
     def _exponential_noise(like: torch.Tensor, generators) -> torch.Tensor:
-        """Exponential(1) noise of the shape of `like`; a list of generators has one for each sound, whose rows adjoin."""
+        """Exponential(1) noise in the shape of `like`; of a list of generators each draws for its sound's rows."""
 
         def draw(shape, generator) -> torch.Tensor:
             device = like.device if generator is None else generator.device

@@ -151,7 +151,8 @@ class AarMLP(nn.Module):
 
 class AarLayer(GradientCheckpointingLayer):
     """
-    Pre-norm transformer block. With adaptive norms: x ← x + γ1·Attn(LN(x)·(1+σ1) + β1), x ← x + γ2·MLP(LN(x)·(1+σ2) + β2).
+    Pre-norm transformer block. With adaptive norms: x ← x + γ1·Attn(LN(x)·(1+σ1) + β1), then
+    x ← x + γ2·MLP(LN(x)·(1+σ2) + β2).
     """
 
     def __init__(self, config: AarConfig, layer_idx: int):
@@ -421,12 +422,12 @@ class AarModel(AarPreTrainedModel):
             and_mask_function=lambda batch, head, query, key: levels[key] <= levels[query],
         )
 
-    # --- one scale at a time ------------------------------------------------------------------------------------------
+    # --- one scale at a time -----------------------------------------------------------------------------------------
 
     def prepare_scales(self, conditioning_embeds: torch.Tensor) -> dict:
         """
-        Everything about a generation that doesn't depend on its tokens, from `(rows, conditioning_dim)`: computed once,
-        not once per scale. The result goes into `forward_scale`.
+        Everything about a generation that doesn't depend on its tokens, from `(rows, conditioning_dim)`: computed
+        once, not once per scale. The result goes into `forward_scale`.
         """
         conditioning = self.conditioning_mlp(conditioning_embeds.to(self.conditioning_mlp.fc1.weight.dtype))
         layer_input, norm_modulation = self._condition_blocks(conditioning)

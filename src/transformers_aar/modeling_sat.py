@@ -210,7 +210,7 @@ class SatQuantizer(AtLeastFp32, nn.Module):
         self._pending: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
         self._defer_update = False
 
-    # --- from vectors to codes and back -----------------------------------------------------------------------------
+    # --- from vectors to codes and back ------------------------------------------------------------------------------
 
     def _nearest(self, vectors: torch.Tensor, scale: int) -> torch.LongTensor:
         """Codes `(batch_size, n_s)` of vectors `(batch_size, n_s, codebook_dim)`: argmin_k ‖u − e_k‖²."""
@@ -381,7 +381,7 @@ class SatQuantizer(AtLeastFp32, nn.Module):
             return f_hat.new_zeros(codes.shape[0], 0, f_hat.shape[1])
         return torch.cat(inputs, dim=1)
 
-    # --- codebook training ---------------------------------------------------------------------------------------------
+    # --- codebook training -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def start_codebooks(self, hidden: torch.Tensor) -> None:
@@ -763,7 +763,7 @@ class SatModel(SatPreTrainedModel):
         return self._output(output, return_dict)
 
     def split_scales(self, audio_codes: torch.LongTensor) -> list[torch.LongTensor]:
-        """Splits codes `(batch_size, num_windows, tokens)` into one tensor `(batch_size, num_windows, n_s)` per scale."""
+        """Codes `(batch_size, num_windows, tokens)` as one tensor `(batch_size, num_windows, n_s)` per scale."""
         return list(self.quantizer.split(audio_codes))
 
     def merge_scales(self, scale_codes: list[torch.LongTensor]) -> torch.LongTensor:
@@ -781,8 +781,8 @@ class SatModel(SatPreTrainedModel):
     @contextmanager
     def accumulate_codebook_statistics(self):
         """
-        Within this context forwards in training mode leave the codebooks alone; the first forward outside moves them by
-        all vectors seen since the last move. For gradient accumulation, as `no_sync` of DistributedDataParallel.
+        Within this context forwards in training mode leave the codebooks alone; the first forward outside moves them
+        by all vectors seen since the last move. For gradient accumulation, as `no_sync` of DistributedDataParallel.
         """
         self.quantizer._defer_update = True
         try:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torchaudio
 
 from transformers_aar.data.synthesis import SOUND_KINDS, synthesize
 from transformers_aar.evaluation.nearest_centroid import NearestCentroid
