@@ -5,8 +5,8 @@ Trains the small checkpoint that the package carries, on synthesised sounds, on 
     python scripts/train_bundled_checkpoint.py generator --codec runs/codec --output_dir runs/generator
     python scripts/train_bundled_checkpoint.py pack --generator runs/generator --output_dir runs/packed
 
-The first two take about 45 minutes each on two cores; their last state is in their output folders at every interval.
-The third measures the result and writes the folder that the package carries.
+The first two take about half an hour each, on one core and on two; their last state is in their output folders at every
+interval. The third measures the result and writes the folder that the package carries.
 """
 
 import argparse
@@ -54,11 +54,11 @@ CODEC_CONFIG = {
 }
 TRAINING_DATA = f"""
 Sounds that the package synthesises itself (`transformers_aar.data.synthesis`), one second each, of {len(SOUND_KINDS)}
-kinds with AudioSet names: 250 of each kind for the codec and 400 for the generator. No recording was used. The
+kinds with AudioSet names, 250 of each kind. No recording was used. The
 commands are in `scripts/train_bundled_checkpoint.py`.
 """.strip()
 LIMITS = (
-    "This is a first small checkpoint, trained for about an hour on two CPU cores. It shows that everything works; it "
+    "This is a first small checkpoint, trained for less than an hour on two CPU cores. It shows that everything works; it "
     "isn't a useful sound library. It knows synthetic sounds only: recordings come out of its codec dull and rough."
 )
 GENERATOR_CONFIG = {
@@ -185,13 +185,15 @@ def train_codec(args: argparse.Namespace) -> None:
     optimizer = torch.optim.Adam(codec.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
     codec, optimizer = accelerator.prepare(codec, optimizer)
 
+    # the end of the schedule, where the rate is next to nothing, is left out
+    schedule_steps = round(args.max_steps * 22 / 19)
     start, crops = time.time(), torch.Generator().manual_seed(args.seed)
     for step, index in enumerate(random_batches(len(sounds), args.batch_size, args.max_steps, args.seed)):
         quantized = step >= args.quantizer_start
         if step == args.quantizer_start:
             start_codebooks(codec, sounds[: args.codebook_sounds], args.batch_size)
         for group in optimizer.param_groups:
-            group["lr"] = args.learning_rate * cosine(step, args.warmup_steps, args.max_steps)
+            group["lr"] = args.learning_rate * cosine(step, args.warmup_steps, schedule_steps)
         # without the quantizer there are no windows, and shorter crops make more steps of the same time
         batch = sounds[index] if quantized else random_crop(sounds[index], args.crop_length, crops)
         losses = codec_losses(codec, mel_loss, batch, quantized)
@@ -325,12 +327,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(required=True)
     codec = stages.add_parser("codec")
-    codec.set_defaults(run=train_codec, max_steps=2200, batch_size=8, learning_rate=1e-3, warmup_steps=50)
+    codec.set_defaults(run=train_codec, max_steps=1900, batch_size=8, learning_rate=1e-3, warmup_steps=50)
     codec.set_defaults(sounds_per_kind=250, save_steps=100)
     codec.set_defaults(quantizer_start=700, codebook_sounds=240, crop_length=4800)
     generator = stages.add_parser("generator")
-    generator.set_defaults(run=train_generator, max_steps=2000, batch_size=16, learning_rate=2e-3, warmup_steps=60)
-    generator.set_defaults(sounds_per_kind=400, save_steps=200)
+    generator.set_defaults(run=train_generator, max_steps=1900, batch_size=8, learning_rate=1.5e-3, warmup_steps=60)
+    generator.set_defaults(sounds_per_kind=250, save_steps=200)
     generator.add_argument("--codec", required=True, help="output folder of the codec's training")
     packing = stages.add_parser("pack")
     packing.set_defaults(run=pack)

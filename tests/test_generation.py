@@ -105,7 +105,7 @@ def test_returned_sequences_have_generators_of_their_own(model):
 def test_bounding_the_batch(model, max_batch_rows):
     """`max_batch_rows` bounds the rows of every pass; whole sounds stay what they are."""
     embeds, rows = random_embeds(5), []
-    hook = model.model.embeddings.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    hook = model.model.norm.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     arguments = {"num_windows": 2, "guidance_scale": 0.0, "generator": seeded(*range(5))}
     bounded = draw(model, embeds, max_batch_rows=max_batch_rows, **arguments)
     hook.remove()
@@ -154,7 +154,7 @@ def test_draws_follow_the_distribution(model):
 def test_rows_of_a_pass(model, guidance_scale, rows):
     """Unconditional rows join the batch for guidance, and for nothing else."""
     seen = []
-    hook = model.model.embeddings.register_forward_hook(lambda module, args, output: seen.append(output.shape[:2]))
+    hook = model.model.norm.register_forward_hook(lambda module, args, output: seen.append(output.shape[:2]))
     arguments = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     model.generate(conditioning_embeds=random_embeds(3), **arguments)
     hook.remove()
@@ -176,7 +176,7 @@ def test_guidance_is_a_ramp_over_the_scales(model, guidance_scale):
 
 
 def test_negative_conditioning(model, build_generator):
-    """It takes the place of "no conditioning": one for all, or one per sound; without guidance it has no part."""
+    """It takes the place of "no conditioning": one for all, or one per sound; without guidance it is refused."""
     embeds, negative = random_embeds(2), random_embeds(2, seed=9)
     for count in (1, 2):
         output = draw(model, embeds, negative_conditioning_embeds=negative[:count], num_return_sequences=2)
@@ -185,10 +185,8 @@ def test_negative_conditioning(model, build_generator):
         away = (negative if count == 2 else negative[:1].expand(2, -1)).repeat_interleave(2, 0)
         unconditional = teacher_forced(model, away, output.audio_codes)
         torch.testing.assert_close(output.logits[3], 5 * conditional[3] - 4 * unconditional[3], atol=2e-3, rtol=1e-3)
-    plain = draw(model, embeds, guidance_scale=0.0)
-    assert torch.equal(
-        plain.audio, draw(model, embeds, guidance_scale=0.0, negative_conditioning_embeds=negative).audio
-    )
+    with pytest.raises(ValueError, match="no effect without guidance"):
+        draw(model, embeds, guidance_scale=0.0, negative_conditioning_embeds=negative)
     with pytest.raises(ValueError, match="Got 2 negative conditionings for 3 sounds"):
         draw(model, random_embeds(3), negative_conditioning_embeds=negative)
 
@@ -535,13 +533,21 @@ def test_a_model_in_training(build_generator):
 @pytest.mark.parametrize("adaln", ["per_block", "shared", "none"])
 @pytest.mark.parametrize("arguments", [{}, {"do_sample": False}, {"gumbel_smoothing": True}, {"generator": "list"}])
 def test_the_loop_never_waits_for_the_device(build_generator, host_sync_counter, adaln, arguments):
-    """From the first scale's pass to the end of the call no number is read back to the host."""
+    """From the first scale's pass to the last no number is read back to the host; arguments are checked before."""
     model = build_generator(adaln=adaln, num_hidden_layers=1).requires_grad_(False)
     if "generator" in arguments:
         arguments = {"generator": seeded(1, 2)}
     draw(model, random_embeds(2), **arguments)
-    with host_sync_counter:
-        draw(model, random_embeds(2), num_windows=2, **arguments)
+    loop, calls = model._generate_rows, []
+
+    def watched(*args):
+        calls.append(args)
+        with host_sync_counter:
+            return loop(*args)
+
+    model._generate_rows = watched
+    draw(model, random_embeds(2), num_windows=2, **arguments)
+    assert len(calls) == 1
     assert host_sync_counter.operations == []
 
 
@@ -592,3 +598,63 @@ def test_half_precision(build_generator, dtype):
     assert {entry.dtype for entry in (*output.scores, *output.logits)} == {torch.float32}
     assert output.audio.dtype == dtype and torch.isfinite(output.audio).all()
     assert torch.equal(output.audio_codes, draw(model, random_embeds(2), num_windows=2).audio_codes)
+
+
+@pytest.mark.parametrize("ids, mask", [([[2]], None), ([[-1]], None), ([[0, 2]], [[1, 1]]), ([[0]], [[0]])])
+def test_ids_that_are_no_labels_are_refused(build_generator, ids, mask):
+    """They would be answered with the sound of no label at all."""
+    model = build_generator(conditioning="label", labels=["Dog", "Rain"]).requires_grad_(False)
+    with pytest.raises(ValueError, match="at least one label per sound, 0 to 1"):
+        model.generate(torch.tensor(ids), attention_mask=None if mask is None else torch.tensor(mask))
+
+
+def test_autocast_leaves_the_quantizer_alone(model):
+    """Under autocast, too, the returned codes decode to the returned sound."""
+    with torch.autocast("cpu", torch.bfloat16):
+        output = draw(model, random_embeds(2))
+        decoded = model.codec_model.decode(output.audio_codes).audio_values
+    torch.testing.assert_close(output.audio, decoded, rtol=0, atol=1e-5)
+    f_hat, _ = model.codec_model.quantizer.accumulate(
+        model.codec_model.quantizer.empty_f_hat(2), output.audio_codes[:, 0, : model.codec_model.config.scales[0]], 0
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        again, _ = model.codec_model.quantizer.accumulate(
+            model.codec_model.quantizer.empty_f_hat(2),
+            output.audio_codes[:, 0, : model.codec_model.config.scales[0]],
+            0,
+        )
+    assert torch.equal(f_hat, again)
+
+
+def test_a_failing_streamer_can_be_used_again(model):
+    """Its scales are dropped when the call ends, however it ends."""
+    seen = []
+
+    def fail_once(count, audio):
+        seen.append(count)
+        if len(seen) == 2:
+            raise RuntimeError("the listener left")
+
+    streamer = AarPreviewStreamer(model.codec_model, fail_once)
+    with pytest.raises(RuntimeError, match="the listener left"):
+        draw(model, random_embeds(1), streamer=streamer)
+    draw(model, random_embeds(1), streamer=streamer)
+    assert seen[2:] == list(range(1, model.codec_model.config.num_scales + 1))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"guidance_scale": float("nan")}, "`guidance_scale` must be 0"),
+        ({"guidance_scale": float("inf")}, "`guidance_scale` must be 0"),
+        ({"gumbel_smoothing": True, "do_sample": False}, "`gumbel_smoothing` is random"),
+        ({"conditioning_embeds": torch.full((1, 32), float("nan"))}, "NaN or infinite"),
+        (
+            {"negative_conditioning_embeds": torch.zeros(1, 32), "negative_input_ids": torch.zeros(1, 1)},
+            "Give one of `negative_conditioning_embeds`",
+        ),
+    ],
+)
+def test_senseless_arguments_are_refused(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**({"conditioning_embeds": random_embeds(1)} | arguments))

@@ -375,7 +375,7 @@ def test_lora_through_the_library(build_generator, inputs):
 
 
 def test_labels_are_averaged(build_generator):
-    """Several labels of one sound are the mean of their rows; padding, by mask or by id, doesn't count."""
+    """Several labels of one sound are the mean of their rows; what the mask leaves out doesn't count."""
     model = build_generator(conditioning="label", labels=["Dog", "Rain", "Siren"]).requires_grad_(False)
     table = model.model.label_embeddings.weight
     embeds = model.encode_conditioning(input_ids=torch.tensor([[0, 2], [1, 0]]))
@@ -384,7 +384,7 @@ def test_labels_are_averaged(build_generator):
         input_ids=torch.tensor([[0, 2], [1, 0]]), attention_mask=torch.tensor([[1, 1], [1, 0]])
     )
     torch.testing.assert_close(masked, torch.stack([(table[0] + table[2]) / 2, table[1]]))
-    padded = model.encode_conditioning(input_ids=torch.tensor([[2, 3, 4]]))
+    padded = model.encode_conditioning(input_ids=torch.tensor([[2, 3, 4]]), attention_mask=torch.tensor([[1, 0, 0]]))
     torch.testing.assert_close(padded, table[[2]])
     with pytest.raises(ValueError, match="labels"):
         model.encode_conditioning(input_features=torch.zeros(1, 1, 100, 16))
@@ -471,7 +471,7 @@ def test_without_conditioning(build_generator):
         ({"conditioning_embeds": torch.zeros(2, 32), "audio_codes": None}, "exactly one of `audio_codes`"),
         (
             {"conditioning_embeds": torch.zeros(2, 32), "audio_codes": torch.zeros(2, 1, 12, dtype=torch.long)},
-            "13 codes, got 12",
+            r"num_windows, 13\), got \(2, 1, 12\)",
         ),
     ],
 )

@@ -574,3 +574,21 @@ def test_fingerprint(build_codec, tmp_path):
     model.quantizer.codebook[0, 0, 0] += 1e-3
     prints = [other.fingerprint() for other in (*others, model)]
     assert len({fingerprint, *prints}) == 6
+
+
+def test_padding_belongs_at_the_end(codec):
+    """A mask that begins with padding would drop the window with the sound."""
+    length = 2 * codec.config.window_length
+    mask = torch.arange(length)[None] > length // 2
+    with pytest.raises(ValueError, match="padding before sound"):
+        codec.encode(torch.zeros(1, 1, length), mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_codes_of_any_whole_number_type_decode(codec, dtype):
+    codes = torch.arange(codec.config.tokens_per_window).remainder(16)[None, None]
+    with torch.no_grad():
+        expected = codec.decode(codes).audio_values
+        assert torch.equal(codec.decode(codes.to(dtype)).audio_values, expected)
+    with pytest.raises(ValueError, match="whole numbers"):
+        codec.decode(codes.bool())

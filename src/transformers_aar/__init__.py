@@ -29,21 +29,17 @@ BUNDLED_CHECKPOINT = str(Path(__file__).parent / "pretrained")
 
 
 def _register() -> None:
-    """Makes the Auto classes and the pipelines know the models, and their code travel with saved folders."""
+    """Makes the Auto classes and the pipelines know the models. That their code travels is said in their modules."""
     for config, models in (
         (SatConfig, {SatModel: (AutoModel, AutoModelForAudioTokenization)}),
         (AarConfig, {AarForConditionalGeneration: (AutoModel, AutoModelForTextToWaveform)}),
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoFeatureExtractor.register(config, SatFeatureExtractor, exist_ok=True)
-        config.register_for_auto_class()
         for model, auto_classes in models.items():
-            model.register_for_auto_class(auto_classes[0].__name__)
             for auto_class in auto_classes:
                 auto_class.register(config, model, exist_ok=True)
     AutoProcessor.register(AarConfig, AarProcessor, exist_ok=True)
-    SatFeatureExtractor.register_for_auto_class()
-    AarProcessor.register_for_auto_class()
 
 
 def _write_model_card(model, folder) -> None:

@@ -1,5 +1,6 @@
 """Next-scale generation: sixteen forward passes for a second of sound (arXiv 2408.09027, section 3.2)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from transformers.utils import ModelOutput, logging
 logger = logging.get_logger(__name__)
 
 # what `generate` reads of a generation config; custom fields come with the value they have when nobody sets them
-_CUSTOM_DEFAULTS = {"num_windows": 1, "max_batch_rows": 64, "gumbel_smoothing": False}
+_CUSTOM_DEFAULTS = {"num_windows": 1, "max_batch_rows": 128, "gumbel_smoothing": False}
 _LIBRARY_FIELDS = (
     *("do_sample", "guidance_scale", "temperature", "top_k", "top_p", "num_return_sequences"),
     *("return_dict_in_generate", "output_scores", "output_logits"),
@@ -193,7 +194,9 @@ class AarGenerationMixin(GenerationMixin):
                 don't continue each other.
                 `gumbel_smoothing` (`bool`, `False`): decode mixtures of code vectors instead of hard choices. For
                 listening only: the returned codes don't decode to that sound.
-                `max_batch_rows` (`int`, 64): windows that are generated at once.
+                `max_batch_rows` (`int`, 128): rows of the largest batch, which bounds the memory; a window is one row,
+                and two with guidance. A sound with more windows than fit is drawn in pieces, and then its draws depend
+                on this number.
                 `return_dict_in_generate`, `output_scores`, `output_logits` (`bool`, `False`).
 
         Returns:
@@ -204,33 +207,35 @@ class AarGenerationMixin(GenerationMixin):
             ValueError: for arguments that have no meaning here, by name, and for inputs that don't fit.
         """
         config = self._resolve_generation_config(generation_config, kwargs)
-        embeds = self.encode_conditioning(conditioning_embeds, input_ids, attention_mask, input_features, is_longer)
-        batch_size = len(embeds) if embeds is not None else (1 if input_ids is None else len(input_ids))
-        if embeds is None and audio_codes is not None and input_ids is None:
-            batch_size = len(audio_codes)
-        embeds = self._expand_conditioning(embeds, batch_size).repeat_interleave(config.num_return_sequences, dim=0)
-        negative = None
-        if config.guidance_scale:
-            negative = self._negative_conditioning(
-                len(embeds), negative_conditioning_embeds, negative_input_ids, negative_attention_mask
-            )
+        embeds = self._checked_conditioning(conditioning_embeds, input_ids, attention_mask, input_features, is_longer)
+        if embeds is None:
+            num_sounds = next((len(given) for given in (input_ids, audio_codes) if given is not None), 1)
+            embeds = self._expand_conditioning(None, num_sounds)
+        embeds = embeds.repeat_interleave(config.num_return_sequences, dim=0)
+        negative = self._negative_conditioning(
+            len(embeds), config, negative_conditioning_embeds, negative_input_ids, negative_attention_mask
+        )
         given = self._check_given_codes(audio_codes, len(embeds))
         num_windows = config.num_windows if given is None else given.shape[1]
+        generator = list(generator) if isinstance(generator, (list, tuple)) else generator
         if isinstance(generator, list) and len(generator) != len(embeds):
             raise ValueError(
                 f"Got {len(generator)} generators for {len(embeds)} sounds; give one for each, or one in all."
             )
 
-        parts = list(self._split_rows(embeds, negative, given, generator, num_windows, config.max_batch_rows))
+        max_windows = max(config.max_batch_rows // (1 if negative is None else 2), 1)
+        parts = list(self._split_rows(embeds, negative, given, generator, num_windows, max_windows))
         if streamer is not None and len(parts) > 1:
             raise ValueError(
                 f"A streamer needs all {len(embeds) * num_windows} windows in one batch; raise `max_batch_rows`, "
                 f"which is {config.max_batch_rows}."
             )
         warpers = self._get_warpers(config)
-        results = [self._generate_rows(rows, config, warpers, streamer) for rows in parts]
-        if streamer is not None:
-            streamer.end()
+        try:
+            results = [self._generate_rows(rows, config, warpers, streamer) for rows in parts]
+        finally:
+            if streamer is not None:
+                streamer.end()
         return self._collect(results, len(embeds), num_windows, config)
 
     # --- arguments ---------------------------------------------------------------------------------------------------
@@ -260,8 +265,10 @@ class AarGenerationMixin(GenerationMixin):
             value = getattr(config, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
-        if config.guidance_scale < 0:
-            raise ValueError(f"`guidance_scale` must not be negative, got {config.guidance_scale}; 0 turns it off.")
+        if not 0 <= config.guidance_scale < math.inf:
+            raise ValueError(f"`guidance_scale` must be 0 (off) or a positive number, got {config.guidance_scale}.")
+        if config.gumbel_smoothing and not config.do_sample:
+            raise ValueError("`gumbel_smoothing` is random; set `do_sample=True`, or leave it out.")
         if config.guidance_scale and self.config.conditioning == "none":
             raise ValueError("A model without conditioning can't be guided; set `guidance_scale` to 0.")
         if config.guidance_scale == 1.0:
@@ -270,11 +277,32 @@ class AarGenerationMixin(GenerationMixin):
                 "other models it means no guidance, which is 0.0 here."
             )
 
-    def _negative_conditioning(self, num_sounds: int, embeds, input_ids, attention_mask) -> torch.Tensor:
-        """What guidance steers away from, `(num_sounds, conditioning_dim)`."""
+    def _checked_conditioning(self, embeds, input_ids, attention_mask, *reference) -> torch.Tensor | None:
+        """`encode_conditioning`, but refuses what a model would answer with noise: ids that are no labels, and NaN."""
+        if self.config.conditioning == "label" and input_ids is not None:
+            is_label = (input_ids < len(self.config.labels)) & (input_ids >= 0)
+            is_given = torch.ones_like(is_label) if attention_mask is None else attention_mask != 0
+            if not (is_label | ~is_given).all() or not is_given.any(-1).all():
+                raise ValueError(
+                    f"`input_ids` must hold at least one label per sound, 0 to {len(self.config.labels) - 1}, with "
+                    "`attention_mask` 0 elsewhere; the processor makes them from names."
+                )
+        embeds = self.encode_conditioning(embeds, input_ids, attention_mask, *reference)
+        if embeds is not None and not embeds.isfinite().all():
+            raise ValueError("The conditioning holds NaN or infinite numbers.")
+        return embeds
+
+    def _negative_conditioning(
+        self, num_sounds: int, config: GenerationConfig, embeds, input_ids, attention_mask
+    ) -> torch.Tensor | None:
+        """What guidance steers away from, `(num_sounds, conditioning_dim)`; `None` without guidance."""
+        if embeds is not None and input_ids is not None:
+            raise ValueError("Give one of `negative_conditioning_embeds` and `negative_input_ids`, not both.")
         if embeds is None and input_ids is None:
-            return self.model.uncond_embedding.expand(num_sounds, -1)
-        negative = self.encode_conditioning(embeds, input_ids, attention_mask)
+            return self.model.uncond_embedding.expand(num_sounds, -1) if config.guidance_scale else None
+        if not config.guidance_scale:
+            raise ValueError("A negative conditioning has no effect without guidance; set `guidance_scale`.")
+        negative = self._checked_conditioning(embeds, input_ids, attention_mask)
         if num_sounds % len(negative):
             raise ValueError(
                 f"Got {len(negative)} negative conditionings for {num_sounds} sounds; give one, or one each."
@@ -306,16 +334,16 @@ class AarGenerationMixin(GenerationMixin):
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _split_rows(embeds, negative, given, generator, num_windows: int, max_rows: int):
+    def _split_rows(embeds, negative, given, generator, num_windows: int, max_windows: int):
         """
-        Cuts the work into batches of at most `max_rows` windows: whole sounds where they fit, otherwise pieces of one
-        sound. A sound's pieces don't depend on the other sounds, and so neither do its draws.
+        Cuts the work into batches of at most `max_windows` windows: whole sounds where they fit, otherwise pieces of
+        one sound. A sound's pieces don't depend on the other sounds, and so neither do its draws.
         """
-        sounds_at_once = max(max_rows // num_windows, 1)
+        sounds_at_once = max(max_windows // num_windows, 1)
         for start in range(0, len(embeds), sounds_at_once):
             sounds = slice(start, min(start + sounds_at_once, len(embeds)))
-            for first in range(0, num_windows, max_rows):
-                count = min(max_rows, num_windows - first)
+            for first in range(0, num_windows, max_windows):
+                count = min(max_windows, num_windows - first)
                 yield _Rows(
                     num_windows=count,
                     conditioning=embeds[sounds].repeat_interleave(count, dim=0),
@@ -377,7 +405,7 @@ class AarGenerationMixin(GenerationMixin):
         """One forward pass; guided logits `(num_rows, n_s, codebook_size)`, or `None` for a scale that is given."""
         guided = bool(config.guidance_scale)
         if next_input is not None:
-            next_input = next_input.to(prepared["conditioning"].device)
+            next_input = next_input.to(prepared["start"].device)
             next_input = torch.cat([next_input, next_input]) if guided else next_input
         hidden_states = self.model.forward_scale(prepared, next_input, cache, slot)
         if is_given:
@@ -418,8 +446,7 @@ class AarGenerationMixin(GenerationMixin):
         temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
         gumbel = -self._exponential_noise(scores, generators).log()
         weights = ((scores * (1 + progress) + gumbel) / temperature).softmax(-1)
-        codebook = self.codec_model.quantizer.codebook[scale]
-        return weights.to(codebook) @ codebook
+        return self.codec_model.quantizer.mix(weights, scale)
 
     def _collect(self, results: list[dict], num_sounds: int, num_windows: int, config: GenerationConfig):
         """Joins the batches, which are whole sounds or pieces of one in order, decodes them, and shapes the output."""

@@ -241,41 +241,30 @@ class AarEmbeddings(nn.Module):
         self.levels = nn.Embedding(len(self.scales), config.hidden_size)
 
     def forward(
-        self,
-        conditioning: torch.Tensor | None,
-        scale_inputs: torch.Tensor | None,
-        first_slot: int = 0,
-    ) -> torch.Tensor:
+        self, conditioning: torch.Tensor, scale_inputs: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            conditioning (`torch.Tensor` of shape `(batch_size, hidden_size)`, *optional*):
-                Input of the first scale's slots; absent when they aren't wanted.
+            conditioning (`torch.Tensor` of shape `(batch_size, hidden_size)`):
+                Input of the first scale's slots.
             scale_inputs (`torch.Tensor` of shape `(batch_size, length, codebook_dim)`, *optional*):
                 The quantizer's pooled running sums, input of the slots that follow.
-            first_slot (`int`, defaults to 0):
-                Slot that the result starts with.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, n_0 + length or length, hidden_size)`.
+            The embedded inputs `(batch_size, n_0 + length, hidden_size)`, and what every slot adds to its input,
+            position plus level, `(num_slots, hidden_size)`.
         """
-        parts = []
-        if conditioning is not None:
-            parts.append(conditioning[:, None] + self.start_position)
+        levels = self.levels(torch.arange(len(self.scales), device=conditioning.device))
+        levels = [level.expand(size, -1) for level, size in zip(levels, self.scales, strict=True)]
+        slots = self.positions + torch.cat(levels)
+        inputs = conditioning[:, None] + self.start_position
         if scale_inputs is not None:
-            parts.append(self.input_proj(scale_inputs.to(self.input_proj.weight.dtype)))
-        inputs = torch.cat(parts, dim=1)
-        return inputs + self._slot_embeddings(first_slot, inputs.shape[1])
+            inputs = torch.cat([inputs, self.project(scale_inputs)], dim=1)
+        return inputs + slots[: inputs.shape[1]], slots
 
-    def _slot_embeddings(self, first_slot: int, length: int) -> torch.Tensor:
-        """Position plus level of `length` slots, `(length, hidden_size)`."""
-        all_levels = self.levels(torch.arange(len(self.scales), device=self.positions.device))
-        levels, scale_start = [], 0
-        for level, size in zip(all_levels, self.scales, strict=True):
-            slots = min(scale_start + size, first_slot + length) - max(scale_start, first_slot)
-            if slots > 0:
-                levels.append(level.expand(slots, -1))
-            scale_start += size
-        return self.positions[first_slot : first_slot + length] + torch.cat(levels)
+    def project(self, scale_inputs: torch.Tensor) -> torch.Tensor:
+        """Running sums `(batch_size, length, codebook_dim)` in the transformer's width and dtype."""
+        return self.input_proj(scale_inputs.to(self.positions.dtype))
 
 
 class AarHead(AtLeastFp32, nn.Linear):
@@ -389,17 +378,19 @@ class AarModel(AarPreTrainedModel):
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError("`output_attentions` needs `attn_implementation='eager'`.")
         conditioning = self.conditioning_mlp(conditioning_embeds.to(self.conditioning_mlp.fc1.weight.dtype))
-        hidden_states = self.embeddings(conditioning, scale_inputs)
+        hidden_states, _ = self.embeddings(conditioning, scale_inputs)
         layer_input, norm_modulation = self._condition_blocks(conditioning)
         attention_mask = self._block_causal_mask(hidden_states)
-        all_hidden_states, all_attentions = [hidden_states], []
+        all_hidden_states, all_attentions = [], []
         for layer in self.layers:
+            if output_hidden_states:
+                all_hidden_states.append(hidden_states)
             hidden_states, weights = layer(hidden_states, layer_input, attention_mask=attention_mask)
-            all_hidden_states.append(hidden_states)
-            all_attentions.append(weights)
+            if output_attentions:
+                all_attentions.append(weights)
         output = AarModelOutput(
             last_hidden_state=self.norm(hidden_states, norm_modulation),
-            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -431,9 +422,11 @@ class AarModel(AarPreTrainedModel):
         """
         conditioning = self.conditioning_mlp(conditioning_embeds.to(self.conditioning_mlp.fc1.weight.dtype))
         layer_input, norm_modulation = self._condition_blocks(conditioning)
+        start, slots = self.embeddings(conditioning)
         per_block = self.config.adaln == "per_block"
         return {
-            "conditioning": conditioning,
+            "start": start,
+            "slots": slots,
             "layer_input": layer_input,
             "modulations": [layer.modulation(layer_input) if per_block else None for layer in self.layers],
             "norm_modulation": norm_modulation,
@@ -451,8 +444,11 @@ class AarModel(AarPreTrainedModel):
             past_key_values (`Cache`): keys and values of the coarser scales; this one's are added.
             first_slot (`int`): number of tokens in the coarser scales.
         """
-        conditioning = prepared["conditioning"] if scale_input is None else None
-        hidden_states = self.embeddings(conditioning, scale_input, first_slot)
+        if scale_input is None:
+            hidden_states = prepared["start"]
+        else:
+            slots = prepared["slots"][first_slot : first_slot + scale_input.shape[1]]
+            hidden_states = self.embeddings.project(scale_input) + slots
         for layer, modulation in zip(self.layers, prepared["modulations"], strict=True):
             hidden_states, _ = layer(
                 hidden_states, prepared["layer_input"], modulation, past_key_values=past_key_values
@@ -641,14 +637,14 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
 
     def _encode_labels(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Mean of the table's rows over the labels of each sound."""
-        num_labels = len(self.config.labels)
         if input_ids.ndim != 2:
             raise ValueError(f"`input_ids` must have the shape (batch_size, labels), got {tuple(input_ids.shape)}.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         # ids past the last label are the tokenizer's padding
-        embeds = self.model.label_embeddings(input_ids.clamp(max=num_labels - 1))
-        weights = (attention_mask * (input_ids < num_labels)).to(embeds.dtype)[..., None]
+        # ids that the mask leaves out are the tokenizer's padding, which has no row in the table
+        embeds = self.model.label_embeddings(input_ids.masked_fill(attention_mask == 0, 0))
+        weights = attention_mask.to(embeds.dtype)[..., None]
         return (embeds * weights).sum(1) / weights.sum(1).clamp(min=1)
 
     def forward(
@@ -664,7 +660,6 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         return_dict: bool | None = None,
-        **kwargs,
     ) -> AarOutput | tuple:
         """
         Teacher forcing: predicts all codes of a sound from its own coarser scales, in one pass. In training mode the
@@ -694,9 +689,12 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
             audio_codes = self._encode_audio(input_values, padding_mask)
         if audio_codes.ndim == 2:
             audio_codes = audio_codes[:, None]
-        batch_size, num_windows, num_tokens = audio_codes.shape
-        if num_tokens != self.config.num_slots:
-            raise ValueError(f"A window has {self.config.num_slots} codes, got {num_tokens}.")
+        if audio_codes.ndim != 3 or audio_codes.shape[-1] != self.config.num_slots or audio_codes.is_floating_point():
+            raise ValueError(
+                f"`audio_codes` must be whole numbers of shape (batch_size, num_windows, {self.config.num_slots}), "
+                f"got {tuple(audio_codes.shape)} of {audio_codes.dtype}."
+            )
+        batch_size, num_windows, _ = audio_codes.shape
         embeds = self.encode_conditioning(conditioning_embeds, input_ids, attention_mask, input_features, is_longer)
         embeds = self._expand_conditioning(embeds, batch_size).repeat_interleave(num_windows, dim=0)
         if self.training:
@@ -729,5 +727,7 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         dropped = torch.rand(len(embeds), 1, device=embeds.device) < self.config.conditioning_dropout
         return torch.where(dropped, self.model.uncond_embedding.to(embeds.dtype), embeds)
 
+
+AarForConditionalGeneration.register_for_auto_class("AutoModel")
 
 __all__ = ["AarPreTrainedModel", "AarModel", "AarForConditionalGeneration"]

@@ -1,5 +1,6 @@
 """SAT, the scale-level audio tokenizer: SEANet blocks around a multi-scale residual quantizer (arXiv 2408.09027)."""
 
+import functools
 import hashlib
 import json
 import math
@@ -174,6 +175,17 @@ def nearest_phi(num_scales: int, num_phi: int) -> list[int]:
     return [min(range(num_phi), key=lambda index: abs(ticks[index] - position)) for position in positions]  # noqa: B023
 
 
+def in_full_precision(method):
+    """Runs a quantizer's method without autocast: nearest codes and running sums don't survive half precision."""
+
+    @functools.wraps(method)
+    def wrapper(self, *args, **kwargs):
+        with torch.autocast(self.codebook.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return wrapper
+
+
 class SatQuantizer(AtLeastFp32, nn.Module):
     """
     MSRQ, multi-scale residual quantization (paper, section 3.1). Scale s pools the residual r to n_s vectors, replaces
@@ -250,13 +262,12 @@ class SatQuantizer(AtLeastFp32, nn.Module):
     def _project_in(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.project_in(hidden.to(self.codebook.dtype).transpose(1, 2)).transpose(1, 2)
 
+    @in_full_precision
     def project_f_hat(self, f_hat: torch.Tensor) -> torch.Tensor:
         """The decoder's input `(batch_size, hidden_size, num_frames)` of a running sum."""
         return self.project_out(f_hat.transpose(1, 2)).transpose(1, 2)
 
-    def _full_precision(self):
-        return torch.autocast(self.codebook.device.type, enabled=False)
-
+    @in_full_precision
     def encode(self, hidden: torch.Tensor, max_scales: int | None = None) -> torch.LongTensor:
         """
         Codes of the encoder's output.
@@ -268,10 +279,10 @@ class SatQuantizer(AtLeastFp32, nn.Module):
         Returns:
             `torch.LongTensor` of shape `(batch_size, tokens)`, coarse scales first.
         """
-        with self._full_precision():
-            steps = self._quantize(self._project_in(hidden), max_scales or len(self.scales))
-            return torch.cat([step.codes for step in steps], dim=-1)
+        steps = self._quantize(self._project_in(hidden), max_scales or len(self.scales))
+        return torch.cat([step.codes for step in steps], dim=-1)
 
+    @in_full_precision
     def decode(self, codes: torch.LongTensor) -> torch.Tensor:
         """
         The decoder's input from codes `(batch_size, tokens)` of all or of the first scales.
@@ -279,12 +290,12 @@ class SatQuantizer(AtLeastFp32, nn.Module):
         Returns:
             `torch.Tensor` of shape `(batch_size, hidden_size, num_frames)`.
         """
-        with self._full_precision():
-            f_hat = self.empty_f_hat(codes.shape[0])
-            for scale, scale_codes in enumerate(self.split(codes)):
-                f_hat = f_hat + self._contribution(self.codebook[scale][scale_codes], scale, self.scales[-1])
-            return self.project_f_hat(f_hat)
+        f_hat = self.empty_f_hat(codes.shape[0])
+        for scale, scale_codes in enumerate(self.split(codes)):
+            f_hat = f_hat + self._contribution(self.codebook[scale][scale_codes], scale, self.scales[-1])
+        return self.project_f_hat(f_hat)
 
+    @in_full_precision
     def forward(self, hidden: torch.Tensor) -> SatQuantizerOutput:
         """
         Quantizes `(batch_size, hidden_size, num_frames)` with gradients, and in training mode moves the codebooks.
@@ -292,25 +303,24 @@ class SatQuantizer(AtLeastFp32, nn.Module):
         The commitment loss of a scale is mse(sg(h), r) + mse(h, sg(r)): the first term trains the encoder, the second
         φ. The output passes its gradient straight through to the encoder, once.
         """
-        with self._full_precision():
-            latents = self._project_in(hidden)
-            if self.training and not self.initialized:
-                self.start_codebooks(hidden)
-            f_hat, codes, pooled, losses = 0.0, [], [], []
-            for step in self._quantize(latents, len(self.scales)):
-                f_hat = f_hat + step.contribution.detach()
-                codes.append(step.codes)
-                pooled.append(step.pooled.detach())
-                losses.append(
-                    F.mse_loss(step.contribution.detach(), step.residual)
-                    + F.mse_loss(step.contribution, step.residual.detach())
-                )
-            straight_through = latents + (f_hat - latents).detach()
-            output = SatQuantizerOutput(
-                audio_codes=torch.cat(codes, dim=-1),
-                quantized=self.project_f_hat(straight_through),
-                commitment_losses=torch.stack(losses),
+        latents = self._project_in(hidden)
+        if self.training and not self.initialized:
+            self.start_codebooks(hidden)
+        f_hat, codes, pooled, losses = 0.0, [], [], []
+        for step in self._quantize(latents, len(self.scales)):
+            f_hat = f_hat + step.contribution.detach()
+            codes.append(step.codes)
+            pooled.append(step.pooled.detach())
+            losses.append(
+                F.mse_loss(step.contribution.detach(), step.residual)
+                + F.mse_loss(step.contribution, step.residual.detach())
             )
+        straight_through = latents + (f_hat - latents).detach()
+        output = SatQuantizerOutput(
+            audio_codes=torch.cat(codes, dim=-1),
+            quantized=self.project_f_hat(straight_through),
+            commitment_losses=torch.stack(losses),
+        )
         if self.training:
             self._pending.append((pooled, codes))
             if not self._defer_update:
@@ -338,6 +348,7 @@ class SatQuantizer(AtLeastFp32, nn.Module):
         """Zeros `(batch_size, codebook_dim, num_frames)`: the running sum before the first scale."""
         return self.codebook.new_zeros(batch_size, self.codebook.shape[-1], self.scales[-1])
 
+    @in_full_precision
     def accumulate(
         self, f_hat: torch.Tensor, tokens: torch.Tensor, scale: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -360,6 +371,12 @@ class SatQuantizer(AtLeastFp32, nn.Module):
             return f_hat, None
         return f_hat, self._pool(f_hat, self.scales[scale + 1])
 
+    @in_full_precision
+    def mix(self, weights: torch.Tensor, scale: int) -> torch.Tensor:
+        """Mixtures `(batch_size, n_s, codebook_dim)` of a scale's code vectors, by weights `(…, codebook_size)`."""
+        return weights.to(self.codebook.dtype) @ self.codebook[scale]
+
+    @in_full_precision
     def next_scale_inputs(self, audio_codes: torch.LongTensor) -> torch.Tensor:
         """
         What a generator sees of codes when it is trained on them (teacher forcing): before each scale but the first
@@ -373,16 +390,16 @@ class SatQuantizer(AtLeastFp32, nn.Module):
         """
         codes = audio_codes.flatten(0, -2)
         f_hat, inputs = self.empty_f_hat(codes.shape[0]), []
-        with self._full_precision():
-            for scale, scale_codes in enumerate(self.split(codes)[:-1]):
-                f_hat, next_input = self.accumulate(f_hat, scale_codes, scale)
-                inputs.append(next_input)
+        for scale, scale_codes in enumerate(self.split(codes)[:-1]):
+            f_hat, next_input = self.accumulate(f_hat, scale_codes, scale)
+            inputs.append(next_input)
         if not inputs:
             return f_hat.new_zeros(codes.shape[0], 0, f_hat.shape[1])
         return torch.cat(inputs, dim=1)
 
     # --- codebook training -------------------------------------------------------------------------------------------
 
+    @in_full_precision
     @torch.no_grad()
     def start_codebooks(self, hidden: torch.Tensor) -> None:
         """
@@ -520,13 +537,18 @@ class SharingMixin:
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        return super().from_pretrained(*args, **{"use_safetensors": True} | kwargs)
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("Only safetensors are loaded: leave out `use_safetensors=False`, or convert the weights.")
+        return super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
 
     def save_pretrained(self, save_directory, **kwargs):
         for name in self.config.sub_configs:
             # what loading writes there: a model that was loaded is saved with the same configuration again
             if (sub_config := getattr(self.config, name)) is not None:
                 sub_config.dtype = self.dtype
+        for name in self.config._get_generation_parameters():
+            # the pipeline of some versions leaves its arguments here, and the library then refuses to save
+            delattr(self.config, name)
         if self._auto_class is not None:
             name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
             known = getattr(self.config, "auto_map", None) or {}
@@ -540,7 +562,8 @@ class SharingMixin:
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _write_model_card(self, folder) -> None:
-        if SharingMixin.model_card_writer is not None:
+        # a backbone by itself has no Auto class, and no card
+        if SharingMixin.model_card_writer is not None and self._auto_class is not None:
             SharingMixin.model_card_writer(self, folder)
 
 
@@ -602,8 +625,9 @@ class SatModel(SatPreTrainedModel):
     >>> model = AutoModel.from_pretrained(folder)
     >>> feature_extractor = AutoFeatureExtractor.from_pretrained(folder)
     >>> inputs = feature_extractor(waveform, sampling_rate=24_000, return_tensors="pt")
-    >>> codes = model.encode(**inputs).audio_codes
-    >>> waveform = model.decode(codes, padding_mask=inputs["padding_mask"]).audio_values
+    >>> with torch.no_grad():
+    ...     codes = model.encode(**inputs).audio_codes
+    ...     waveform = model.decode(codes, padding_mask=inputs["padding_mask"]).audio_values
     ```"""
 
     # windows that `encode` and `decode` hold in memory at once, some 30 MB each for the published sizes
@@ -644,7 +668,7 @@ class SatModel(SatPreTrainedModel):
             gets alone.
 
         Raises:
-            ValueError: for a wrong shape or number of scales.
+            ValueError: for a wrong shape or number of scales, and for padding that isn't at the end.
         """
         num_scales = self._check_max_scales(max_scales)
         windows, window_mask = self._split_windows(input_values, padding_mask)
@@ -684,7 +708,7 @@ class SatModel(SatPreTrainedModel):
         """
         num_scales = self._check_max_scales(max_scales)
         self._check_codes(audio_codes)
-        audio_codes = audio_codes[..., : sum(self.config.scales[:num_scales])]
+        audio_codes = audio_codes[..., : sum(self.config.scales[:num_scales])].long()
         if padding_mask is None:
             window_mask = torch.ones(audio_codes.shape[:2], dtype=torch.bool, device=audio_codes.device)
         else:
@@ -804,7 +828,7 @@ class SatModel(SatPreTrainedModel):
     def _check_max_scales(self, max_scales: int | None) -> int:
         if max_scales is None:
             return self.config.num_scales
-        if not 1 <= max_scales <= self.config.num_scales:
+        if not isinstance(max_scales, int) or not 1 <= max_scales <= self.config.num_scales:
             raise ValueError(f"`max_scales` must lie between 1 and {self.config.num_scales}, got {max_scales}.")
         return max_scales
 
@@ -814,7 +838,7 @@ class SatModel(SatPreTrainedModel):
                 f"`audio_codes` must have the shape (batch_size, num_windows, tokens), got {tuple(audio_codes.shape)}."
             )
         self.quantizer.split(audio_codes)  # refuses incomplete scales
-        if audio_codes.is_floating_point() or audio_codes.numel() == 0:
+        if audio_codes.is_floating_point() or audio_codes.dtype == torch.bool or audio_codes.numel() == 0:
             raise ValueError("`audio_codes` must hold whole numbers, at least one window of them.")
         low, high = torch.stack(torch.aminmax(audio_codes)).tolist()
         if low < 0 or high >= self.config.codebook_size:
@@ -847,6 +871,8 @@ class SatModel(SatPreTrainedModel):
             raise ValueError(
                 f"`padding_mask` must have the shape {(batch_size, num_samples)}, got {tuple(padding_mask.shape)}."
             )
+        elif (padding_mask[:, 1:].long() > padding_mask[:, :-1].long()).any():
+            raise ValueError("`padding_mask` has padding before sound; padding belongs at the end.")
         input_values = input_values.to(self.dtype) * padding_mask[:, None].to(self.dtype)
         window_mask = self._window_mask(padding_mask)
         full_length = (window_mask.shape[1] - 1) * self.config.window_stride + self.config.window_length
@@ -886,5 +912,7 @@ class SatModel(SatPreTrainedModel):
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
+
+SatModel.register_for_auto_class("AutoModel")
 
 __all__ = ["SatPreTrainedModel", "SatModel", "SatQuantizer", "nearest_phi"]

@@ -123,4 +123,6 @@ class AarProcessor(ProcessorMixin):
         return extractor(audio, sampling_rate=sampling_rate, return_tensors=return_tensors)
 
 
+AarProcessor.register_for_auto_class()
+
 __all__ = ["AarProcessor"]
