@@ -5,8 +5,8 @@ Trains the small checkpoint that the package carries, on synthesised sounds, on 
     python scripts/train_bundled_checkpoint.py generator --codec runs/codec --output_dir runs/generator
     python scripts/train_bundled_checkpoint.py pack --generator runs/generator --output_dir runs/packed
 
-The first two take about half an hour each, on one core and on two; their last state is in their output folders at every
-interval. The third measures the result and writes the folder that the package carries.
+The first two take about half an hour each, on one core and on two; their last state is in their output folders at
+every interval. The third measures the result and writes the folder that the package carries.
 """
 
 import argparse
@@ -58,8 +58,8 @@ kinds with AudioSet names, 250 of each kind. No recording was used. The
 commands are in `scripts/train_bundled_checkpoint.py`.
 """.strip()
 LIMITS = (
-    "This is a first small checkpoint, trained for less than an hour on two CPU cores. It shows that everything works; it "
-    "isn't a useful sound library. It knows synthetic sounds only: recordings come out of its codec dull and rough."
+    "This is a first small checkpoint, trained for less than an hour on two CPU cores. It shows that everything "
+    "works; it is no useful sound library. It knows synthetic sounds only: recordings come out of its codec dull and rough."
 )
 GENERATOR_CONFIG = {
     "conditioning": "label",

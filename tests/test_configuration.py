@@ -1,9 +1,11 @@
 """SatConfig and AarConfig: what follows from the fields, what is refused, and the way to JSON and back."""
 
 import pytest
+import torch
 from transformers import ClapConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from transformers_aar import AarConfig, SatConfig
+from transformers_aar import AarConfig, SatConfig, SatModel
 
 PUBLISHED_SCALES = [1, 2, 4, 6, 9, 12, 16, 20, 25, 31, 37, 43, 50, 58, 66, 75]
 
@@ -56,8 +58,26 @@ IMPOSSIBLE_CODECS = [
             *("last_kernel_size", "residual_kernel_size", "dilation_growth_rate", "hidden_size", "codebook_dim"),
             *("codebook_size", "num_lstm_layers", "kmeans_iterations"),
         )
-        for value in (0, -1, 1.5, "2")
+        for value in (0, -1, 1.5, "2", None, True, [2], float("nan"), float("inf"))
     ],
+    *[
+        ({name: value}, name)
+        for name in ("upsampling_ratios", "scales", "phi_kernel_sizes")
+        for value in (5, None, "8542", True, {"a": 1}, ["8"], [True], [None], [float("nan")], [[1]])
+    ],
+    *[
+        ({name: value}, name)
+        for name in ("window_length_s", "overlap", "codebook_decay", "dead_code_threshold", "trim_right_ratio")
+        for value in (None, "1", "a", True, [1.0], float("nan"), float("inf"), -float("inf"), 1e308, 10**400)
+    ],
+    *[({name: value}, name) for name in ("use_causal_conv", "use_conv_shortcut") for value in (None, 1, "yes")],
+    *[({name: value}, name) for name in ("pad_mode", "norm_type") for value in (None, 1, ["reflect"])],
+    ({"num_filters": 1}, "compress"),
+    ({"num_filters": 4, "compress": 5}, "compress"),
+    ({"trim_right_ratio": 0.5}, "trim_right_ratio"),
+    ({"trim_right_ratio": -0.1, "use_causal_conv": True}, "trim_right_ratio"),
+    ({"trim_right_ratio": 1.1, "use_causal_conv": True}, "trim_right_ratio"),
+    ({"window_length_s": 1e-9}, "window_length_s"),
     ({"scales": []}, "scales"),
     ({"scales": [0, 75]}, "scales"),
     ({"scales": [1.5, 75]}, "scales"),
@@ -84,17 +104,45 @@ IMPOSSIBLE_CODECS = [
 ]
 
 
-@pytest.mark.parametrize("fields, name", IMPOSSIBLE_CODECS, ids=str)
+@pytest.mark.parametrize("fields, name", IMPOSSIBLE_CODECS, ids=lambda value: str(value)[:60])
 def test_impossible_codec_names_the_field(fields, name):
-    with pytest.raises(ValueError, match=f"`{name}`"):
+    with pytest.raises(ValueError, match=f"`{name}`") as caught:
         SatConfig(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_smallest_possible_codec(codec_fields):
+    """The last values that aren't refused make a model."""
+    fields = codec_fields | {"num_filters": 2, "compress": 2, "use_causal_conv": True, "trim_right_ratio": 0.5}
+    model = SatModel(SatConfig(**fields)).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 1, 24_000)).audio_values.shape == (1, 1, 24_000)
 
 
 IMPOSSIBLE_GENERATORS = [
     *[
         ({name: value}, name)
         for name in ("conditioning_dim", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        for value in (0, -1, 2.5, "2", True)
+        for value in (0, -1, 2.5, "2", True, None, [2], float("nan"))
+    ],
+    *[
+        ({name: value}, name)
+        for name in ("mlp_ratio", "drop_path_rate", "conditioning_dropout")
+        for value in ("x", True, [1.0], float("nan"), float("inf"))
+    ],
+    ({"mlp_ratio": None}, "mlp_ratio"),
+    ({"conditioning_dropout": None}, "conditioning_dropout"),
+    *[({name: value}, name) for name in ("conditioning", "adaln") for value in (None, 1, ["none"])],
+    *[({"use_qk_norm": value}, "use_qk_norm") for value in (None, 1, "yes")],
+    *[({"codec_config": value}, "codec_config") for value in ("x", 5, [], ClapConfig(), {"model_type": "encodec"})],
+    *[({"conditioner_config": value}, "conditioner_config") for value in ("x", 5, SatConfig())],
+    ({"conditioner_config": {"projection_dim": "wide"}}, "conditioner_config"),
+    *[
+        ({"conditioning": "label", "labels": value}, "labels")
+        for value in (
+            *("Dog", 5, True, {"Dog": 0}, [1, 2, 3], [None], ["Dog", ""], ["Dog "], ["\tDog"], ["Dog", "[PAD]"]),
+            *(["[UNK]"], ["a [PAD]"], float("nan")),
+        )
     ],
     ({"hidden_size": 100, "num_attention_heads": 3}, "hidden_size"),
     ({"mlp_ratio": 0}, "mlp_ratio"),
@@ -119,8 +167,21 @@ IMPOSSIBLE_GENERATORS = [
 
 @pytest.mark.parametrize("fields, name", IMPOSSIBLE_GENERATORS, ids=lambda value: str(value)[:60])
 def test_impossible_generator_names_the_field(fields, name):
-    with pytest.raises(ValueError, match=f"`{name}`"):
+    with pytest.raises(ValueError, match=f"`{name}`") as caught:
         AarConfig(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_configurations_need_not_be_of_our_classes(tmp_path):
+    """Under remote code each folder brings classes of its own, whose objects come together all the same."""
+    SatConfig(codebook_size=64).save_pretrained(tmp_path)
+    remote = get_class_from_dynamic_module("configuration_sat.SatConfig", str(tmp_path))
+    assert remote is not SatConfig
+    assert AarConfig(codec_config=remote(codebook_size=64)).codec_config.codebook_size == 64
+
+
+def test_tuple_of_labels_becomes_a_list():
+    assert AarConfig(conditioning="label", labels=("Dog", "Straße")).labels == ["Dog", "Straße"]
 
 
 def test_generator_delegates_to_its_codec():

@@ -43,9 +43,10 @@ def test_one_sound(extract, form):
     assert torch.equal(features["padding_mask"], torch.ones(1, 7, dtype=torch.long))
 
 
-def test_whole_numbers_become_floats(extract):
-    features = extract([0, 1, -1])
-    assert torch.equal(features["input_values"], torch.tensor([[[0.0, 1.0, -1.0]]]))
+def test_tensors_by_default():
+    features = SatFeatureExtractor()([RAMP, RAMP[:2]], sampling_rate=24_000)
+    assert features["input_values"].shape == (2, 1, 7) and features["padding_mask"].shape == (2, 7)
+    assert all(isinstance(values, torch.Tensor) for values in features.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -71,6 +72,7 @@ def test_without_padding(extract):
     features = extract([RAMP[:3], RAMP], padding=False, return_tensors=None)
     assert [values.shape for values in features["input_values"]] == [(1, 3), (1, 7)]
     assert [mask.tolist() for mask in features["padding_mask"]] == [[1] * 3, [1] * 7]
+    assert extract([RAMP, RAMP], padding=False)["input_values"].shape == (2, 1, 7)
 
 
 def test_numpy(extract):
@@ -102,10 +104,19 @@ BAD = {
     "empty list": ([], {}, "`raw_audio` is an empty list"),
     "NaN": (np.array([0.0, np.nan]), {}, "Sound 0 holds NaN or infinite"),
     "infinite": ([RAMP, torch.tensor([0.0, -torch.inf])], {}, "Sound 1 holds NaN or infinite"),
-    "a number": (0.5, {}, "Sound 0 has the shape"),
+    "a number": (0.5, {}, "Sound 0 is no array of numbers"),
+    "a tensor of no dimension": (torch.tensor(0.5), {}, "Sound 0 is no array of numbers"),
+    "numbers and nothing": ([0.5, None], {}, "Sound 0 is no array of numbers"),
+    "complex": (np.zeros(3, dtype=complex), {}, "Sound 0 is no array of numbers"),
+    "a dictionary": ({"array": RAMP}, {}, "Sound 0 is no array of numbers"),
+    "16 bit": (np.array([0, 20_000], dtype=np.int16), {}, r"Sound 0 holds whole numbers \(int16\).*audio / 32768"),
+    "16 bit, quiet": ([RAMP, torch.tensor([0, 1], dtype=torch.int16)], {}, "Sound 1 holds whole numbers"),
+    "list of whole numbers": ([0, 1, -1], {}, "Sound 0 holds whole numbers"),
+    "ragged without padding": ([RAMP, RAMP[:3]], {"padding": False}, "differ in length; pass `padding=True`"),
     "text": ("dog.wav", {}, "Sound 0 is no array of numbers"),
     "ragged": ([[[0.0, 1.0], [0.0]]], {}, "Sound 0 is no array of numbers"),
-    "nothing": (None, {}, "Sound 0 has the shape"),
+    "nothing": (None, {}, "Sound 0 is no array of numbers"),
+    "a list of nothing": ([None], {}, "Sound 0 is no array of numbers"),
 }
 
 

@@ -3,10 +3,59 @@
 from transformers import ClapConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_sat import SatConfig
+from .configuration_sat import (
+    POSITIVE_INTEGER,
+    POSITIVE_NUMBER,
+    SHARE_BELOW_ONE,
+    YES_OR_NO,
+    SatConfig,
+    check_fields,
+    is_list,
+    one_of,
+)
 
-CONDITIONINGS = ("clap", "label", "none")
-ADAPTIVE_NORMS = ("per_block", "shared", "none")
+# What the labels' tokenizer keeps for itself: between names, in place of a missing and of an unknown one.
+RESERVED_IN_LABELS = (";", "[PAD]", "[UNK]")
+
+
+def has_type(config, model_type: str) -> bool:
+    """Whether it is a configuration of this kind; its class is another under remote code."""
+    return getattr(config, "model_type", None) == model_type
+
+
+def is_label(name) -> bool:
+    if not isinstance(name, str) or name != name.strip():
+        return False
+    return name != "" and not any(text in name for text in RESERVED_IN_LABELS)
+
+
+FIELD_RULES = {
+    "codec_config": (lambda config: has_type(config, "sat"), "a SatConfig or a dictionary of its fields"),
+    "conditioner_config": (
+        lambda config: config is None or has_type(config, "clap"),
+        "a ClapConfig, a dictionary of its fields, or None",
+    ),
+    **dict.fromkeys(("conditioning_dim", "hidden_size", "num_hidden_layers", "num_attention_heads"), POSITIVE_INTEGER),
+    "mlp_ratio": POSITIVE_NUMBER,
+    "conditioning": one_of("clap", "label", "none"),
+    "adaln": one_of("per_block", "shared", "none"),
+    "use_qk_norm": YES_OR_NO,
+    "drop_path_rate": (lambda value: value is None or SHARE_BELOW_ONE[0](value), f"{SHARE_BELOW_ONE[1]}, or None"),
+    "conditioning_dropout": SHARE_BELOW_ONE,
+    "labels": (
+        lambda labels: labels is None or is_list(labels, is_label),
+        "a list of names without blanks around them and without a semicolon, [PAD] or [UNK] in them; or None",
+    ),
+}
+
+
+def _clap_config(fields: dict) -> ClapConfig:
+    try:
+        return ClapConfig(**fields)
+    # the library's checks of types raise an exception of their own
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`conditioner_config` is no configuration of CLAP: {reason}") from error
 
 
 class AarConfig(PreTrainedConfig):
@@ -84,10 +133,10 @@ class AarConfig(PreTrainedConfig):
             codec_config = SatConfig(**{k: v for k, v in codec_config.items() if k != "_name_or_path"})
         self.codec_config = codec_config
         if isinstance(conditioner_config, dict):
-            conditioner_config = ClapConfig(**conditioner_config)
+            conditioner_config = _clap_config(conditioner_config)
         self.conditioner_config = conditioner_config
         self.conditioning = conditioning
-        self.labels = labels
+        self.labels = list(labels) if isinstance(labels, tuple) else labels
         self.conditioning_dim = conditioning_dim
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -105,36 +154,16 @@ class AarConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Raises a `ValueError` that names the first field whose value is impossible."""
-        for name in ("conditioning_dim", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
+        check_fields(self, FIELD_RULES)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
                 f"({self.num_attention_heads})."
             )
-        if not self.mlp_ratio > 0:
-            raise ValueError(f"`mlp_ratio` must be positive, got {self.mlp_ratio!r}.")
-        if self.conditioning not in CONDITIONINGS:
-            raise ValueError(f"`conditioning` must be one of {', '.join(CONDITIONINGS)}, got {self.conditioning!r}.")
-        if self.adaln not in ADAPTIVE_NORMS:
-            raise ValueError(f"`adaln` must be one of {', '.join(ADAPTIVE_NORMS)}, got {self.adaln!r}.")
-        if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"`drop_path_rate` must lie in [0, 1), got {self.drop_path_rate!r}.")
-        if not 0 <= self.conditioning_dropout < 1:
-            raise ValueError(f"`conditioning_dropout` must lie in [0, 1), got {self.conditioning_dropout!r}.")
-        self._validate_conditioning()
-
-    def _validate_conditioning(self):
         if (self.conditioning == "label") != bool(self.labels):
             raise ValueError("`labels` must be a list of names with `conditioning='label'`, and None without.")
-        names = {name.strip().lower() for name in self.labels or []}
-        if "" in names or len(names) != len(self.labels or []) or any(";" in name for name in names):
-            raise ValueError(
-                "`labels` must be names that differ in more than upper and lower case, and hold no semicolon, which "
-                "separates them."
-            )
+        if self.labels and len({name.lower() for name in self.labels}) != len(self.labels):
+            raise ValueError("`labels` must be names that differ in more than upper and lower case.")
         if self.conditioner_config is not None:
             if self.conditioning != "clap":
                 raise ValueError("`conditioner_config` is for `conditioning='clap'` only.")
@@ -158,5 +187,7 @@ class AarConfig(PreTrainedConfig):
         """Tokens of one window (L), each of which has a position of its own."""
         return self.codec_config.tokens_per_window
 
+
+AarConfig.register_for_auto_class()
 
 __all__ = ["AarConfig"]

@@ -1,8 +1,78 @@
 """Configuration of SAT, the scale-level audio tokenizer."""
 
 import math
+from collections.abc import Callable, Mapping
 
 from transformers.configuration_utils import PreTrainedConfig
+
+# What a field may be: a test, and what passes it in words.
+Rule = tuple[Callable[..., bool], str]
+
+
+def is_positive_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_number(value) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
+def is_list(value, is_possible: Callable[..., bool]) -> bool:
+    """Whether it is a list (or tuple) of possible values."""
+    return isinstance(value, (list, tuple)) and all(map(is_possible, value))
+
+
+def number_between(low: float, high: float) -> Rule:
+    return lambda value: is_number(value) and low <= value <= high, f"a number between {low} and {high}"
+
+
+def one_of(*choices: str) -> Rule:
+    return lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"
+
+
+def check_fields(config: PreTrainedConfig, rules: Mapping[str, Rule]) -> None:
+    """Raises a `ValueError` that names the first field whose value doesn't pass the test of its rule."""
+    for name, (is_possible, expected) in rules.items():
+        value = getattr(config, name)
+        if not is_possible(value):
+            raise ValueError(f"`{name}` must be {expected}, got {' '.join(repr(value).split())}.")
+
+
+POSITIVE_INTEGER: Rule = (is_positive_integer, "a positive whole number")
+POSITIVE_INTEGERS: Rule = (
+    lambda values: is_list(values, is_positive_integer) and len(values) > 0,
+    "a list of positive whole numbers",
+)
+ODD_INTEGERS: Rule = (
+    lambda values: is_list(values, lambda value: is_positive_integer(value) and value % 2 == 1),
+    "a list of odd positive whole numbers",
+)
+POSITIVE_NUMBER: Rule = (lambda value: is_number(value) and value > 0, "a positive number")
+SHARE_BELOW_ONE: Rule = (lambda value: is_number(value) and 0 <= value < 1, "a number of at least 0 and below 1")
+YES_OR_NO: Rule = (lambda value: isinstance(value, bool), "True or False")
+
+FIELD_RULES = {
+    **dict.fromkeys(
+        (
+            *("sampling_rate", "audio_channels", "num_filters", "num_residual_layers", "kernel_size", "compress"),
+            *("last_kernel_size", "residual_kernel_size", "dilation_growth_rate", "hidden_size", "codebook_dim"),
+            *("codebook_size", "num_lstm_layers", "kmeans_iterations"),
+        ),
+        POSITIVE_INTEGER,
+    ),
+    **dict.fromkeys(("upsampling_ratios", "scales"), POSITIVE_INTEGERS),
+    "phi_kernel_sizes": ODD_INTEGERS,
+    **dict.fromkeys(("use_conv_shortcut", "use_causal_conv"), YES_OR_NO),
+    "pad_mode": one_of("reflect", "constant", "replicate", "circular"),
+    "norm_type": one_of("weight_norm", "time_group_norm"),
+    "trim_right_ratio": number_between(0, 1),
+    # at most a day, so that its samples can be counted
+    "window_length_s": number_between(0, 86_400),
+    "overlap": number_between(0, 0.5),
+    "codebook_decay": SHARE_BELOW_ONE,
+    "dead_code_threshold": SHARE_BELOW_ONE,
+}
 
 
 class SatConfig(PreTrainedConfig):
@@ -92,40 +162,29 @@ class SatConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # JSON knows no tuples: lists throughout keep a saved configuration equal to the live one
         for name in ("upsampling_ratios", "scales", "phi_kernel_sizes"):
-            setattr(self, name, list(getattr(self, name)))
+            if isinstance(getattr(self, name), tuple):
+                setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
     def validate_architecture(self):
         """Raises a `ValueError` that names the first field whose value is impossible."""
-        for name in (
-            *("sampling_rate", "audio_channels", "num_filters", "num_residual_layers", "kernel_size", "compress"),
-            *("last_kernel_size", "residual_kernel_size", "dilation_growth_rate", "hidden_size", "codebook_dim"),
-            *("codebook_size", "num_lstm_layers", "kmeans_iterations"),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
-        for name, choices in (
-            ("pad_mode", ("reflect", "constant", "replicate", "circular")),
-            ("norm_type", ("weight_norm", "time_group_norm")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        for name in ("upsampling_ratios", "scales"):
-            values = getattr(self, name)
-            if not values or any(not isinstance(value, int) or value < 1 for value in values):
-                raise ValueError(f"`{name}` must be a list of positive whole numbers, got {values!r}.")
-        if any(not isinstance(size, int) or size < 1 or size % 2 == 0 for size in self.phi_kernel_sizes):
-            raise ValueError(f"`phi_kernel_sizes` must be odd positive numbers, got {self.phi_kernel_sizes!r}.")
+        check_fields(self, FIELD_RULES)
+        if self.compress > self.num_filters:
+            raise ValueError(
+                f"`compress` ({self.compress}) must not exceed `num_filters` ({self.num_filters}): the first residual "
+                "block would have no channels."
+            )
+        if self.trim_right_ratio != 1 and not self.use_causal_conv:
+            raise ValueError(f"`trim_right_ratio` must be 1 without `use_causal_conv`, got {self.trim_right_ratio}.")
         if len(self.phi_kernel_sizes) > len(self.scales):
             raise ValueError(
                 f"`phi_kernel_sizes` has {len(self.phi_kernel_sizes)} convolutions for {len(self.scales)} scales; "
                 "give at most one per scale."
             )
-        if self.scales != sorted(self.scales):
+        if list(self.scales) != sorted(self.scales):
             raise ValueError(f"`scales` must not decrease, got {self.scales}.")
-        if not self.window_length_s > 0 or self.window_length % self.hop_length:
+        if self.window_length < 1 or self.window_length % self.hop_length:
             raise ValueError(
                 f"`window_length_s` of {self.window_length_s} s is {self.window_length} samples, which is no positive "
                 f"multiple of the hop length {self.hop_length} (the product of `upsampling_ratios`)."
@@ -135,12 +194,6 @@ class SatConfig(PreTrainedConfig):
                 f"The last of `scales` must be the {self.window_length // self.hop_length} frames of a window, "
                 f"got {self.scales[-1]}."
             )
-        if not 0 <= self.overlap <= 0.5:
-            raise ValueError(f"`overlap` must lie between 0 and 0.5, got {self.overlap}.")
-        if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"`codebook_decay` must lie in [0, 1), got {self.codebook_decay}.")
-        if not 0 <= self.dead_code_threshold < 1:
-            raise ValueError(f"`dead_code_threshold` must lie in [0, 1), got {self.dead_code_threshold}.")
 
     @property
     def hop_length(self) -> int:
@@ -180,5 +233,7 @@ class SatConfig(PreTrainedConfig):
         """Windows that cover `num_samples` samples of audio; at least one."""
         return 1 + max(0, math.ceil((num_samples - self.window_length) / self.window_stride))
 
+
+SatConfig.register_for_auto_class()
 
 __all__ = ["SatConfig"]

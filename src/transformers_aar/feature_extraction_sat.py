@@ -28,25 +28,27 @@ class SatFeatureExtractor(SequenceFeatureExtractor):
         raw_audio,
         sampling_rate: int | None = None,
         padding: bool = True,
-        return_tensors: str | None = None,
+        return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """
         Args:
             raw_audio (`np.ndarray`, `torch.Tensor`, `list[float]`, or a list of them):
-                One sound, of shape `(num_samples,)` or `(channels, num_samples)`, or several of any lengths.
+                One sound, of shape `(num_samples,)` or `(channels, num_samples)`, or several of any lengths; floats
+                that lie within ±1.
             sampling_rate (`int`):
                 Rate of the sounds in Hz; it must be this extractor's.
             padding (`bool`, defaults to `True`):
                 Whether to pad to the longest sound of the batch.
-            return_tensors (`str`, *optional*):
-                `"pt"` or `"np"`.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                `"pt"` or `"np"`; `None` for lists of arrays, which may differ in length.
 
         Returns:
             [`BatchFeature`] with `input_values`, float32 of shape `(batch_size, channels, num_samples)`, and
             `padding_mask`, int64 of shape `(batch_size, num_samples)`, 0 in the padding.
 
         Raises:
-            ValueError: for another rate, another number of channels, and empty, NaN or infinite audio.
+            ValueError: for another rate, another number of channels, whole numbers, empty, NaN or infinite audio, and
+                sounds of different lengths that are to be one tensor without padding.
         """
         if sampling_rate is None:
             raise ValueError(f"Pass `sampling_rate` (this codec expects {self.sampling_rate} Hz).")
@@ -58,7 +60,10 @@ class SatFeatureExtractor(SequenceFeatureExtractor):
         sounds = [self._check(sound, number) for number, sound in enumerate(_as_list(raw_audio))]
         if not sounds:
             raise ValueError("`raw_audio` is an empty list; give at least one sound.")
-        longest = max(sound.shape[1] for sound in sounds)
+        lengths = {sound.shape[1] for sound in sounds}
+        if not padding and return_tensors is not None and len(lengths) > 1:
+            raise ValueError("The sounds differ in length; pass `padding=True`, or `return_tensors=None` for lists.")
+        longest = max(lengths)
         missing = [longest - sound.shape[1] if padding else 0 for sound in sounds]
         values = [
             np.pad(sound, ((0, 0), (0, count)), constant_values=self.padding_value)
@@ -79,11 +84,21 @@ class SatFeatureExtractor(SequenceFeatureExtractor):
     def _check(self, sound, number: int) -> np.ndarray:
         """One sound as float32 of shape `(channels, num_samples)`."""
         if isinstance(sound, torch.Tensor):
-            sound = sound.detach().float().cpu()
+            sound = sound.detach().cpu()
+            # NumPy knows no bfloat16
+            sound = sound.float() if sound.is_floating_point() else sound
         try:
-            sound = np.asarray(sound, dtype=np.float32)
+            sound = np.asarray(sound)
         except (TypeError, ValueError) as error:
             raise ValueError(f"Sound {number} is no array of numbers; give its samples.") from error
+        if sound.ndim == 0 or sound.dtype.kind not in "iuf":
+            raise ValueError(f"Sound {number} is no array of numbers; give its samples.")
+        if sound.dtype.kind != "f":
+            raise ValueError(
+                f"Sound {number} holds whole numbers ({sound.dtype}); scale it to floats within ±1 first, for "
+                "example 16-bit audio with audio / 32768."
+            )
+        sound = sound.astype(np.float32, copy=False)
         sound = sound[None] if sound.ndim == 1 else sound
         if sound.ndim != 2 or sound.shape[0] != self.feature_size:
             raise ValueError(
@@ -104,5 +119,7 @@ def _as_list(raw_audio) -> list:
         return [raw_audio] if is_sound else list(raw_audio)
     return list(raw_audio) if np.ndim(raw_audio) == 3 else [raw_audio]
 
+
+SatFeatureExtractor.register_for_auto_class()
 
 __all__ = ["SatFeatureExtractor"]
