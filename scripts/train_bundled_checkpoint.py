@@ -59,7 +59,8 @@ commands are in `scripts/train_bundled_checkpoint.py`.
 """.strip()
 LIMITS = (
     "This is a first small checkpoint, trained for less than an hour on two CPU cores. It shows that everything "
-    "works; it is no useful sound library. It knows synthetic sounds only: recordings come out of its codec dull and rough."
+    "works; it is no useful sound library. It knows synthetic sounds only: recordings come out of its codec dull and "
+    "rough."
 )
 GENERATOR_CONFIG = {
     "conditioning": "label",

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .modeling_sat import SatModel
 
 PLOTTED_SECONDS = 30
+# more than this are made sound by sound, so that the first is there soon and the bar moves
+WINDOWS_AT_ONCE = 64
+OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|ALLOC_FAILED|bad_alloc")
 
 app = typer.Typer(
     help="Text-to-audio by next-scale prediction: the codec SAT and the generator AAR.",
@@ -62,6 +65,10 @@ def main() -> None:
         _fail(f"{error.format_message()} See --help.", status=2)
     except (ValueError, OSError, SafetensorError) as error:
         _fail(str(error), status=1)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        _fail("There isn't enough memory: make fewer or shorter sounds, or name another --device.", status=1)
 
 
 def _fail(message: str, status: int) -> None:
@@ -77,7 +84,9 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="A label, or text with a CLAP model.")],
     output_dir: OutputDir,
     model: Generator = BUNDLED_CHECKPOINT,
-    seed: Annotated[int | None, typer.Option(help="The sounds are drawn with the seeds N, N + 1, …")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="The sounds are drawn with the seeds N, N + 1, …")
+    ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; 0 is freest.")
     ] = None,
@@ -93,22 +102,28 @@ def generate(
     generator, processor = _load_generator(model, device)
     # every prompt is checked before the first sound is made
     inputs = [processor(text=[prompt], return_tensors="pt").to(generator.device) for prompt in prompts]
-    options = {"num_windows": windows, "num_return_sequences": num_return_sequences}
+    sounds_at_once = num_return_sequences if windows * num_return_sequences <= WINDOWS_AT_ONCE else 1
+    options = {"num_windows": windows, "num_return_sequences": sounds_at_once}
     if guidance_scale is not None:
         options["guidance_scale"] = guidance_scale
     _make_folder(output_dir)
     made = Counter()
-    for index, prompt in enumerate(tqdm(prompts, unit="prompt", disable=None, leave=False)):
-        if seed is not None:
-            options["generator"] = _generators(seed + index * num_return_sequences, num_return_sequences)
-        output = generator.generate(**inputs[index], **options, return_dict_in_generate=True)
-        for audio, codes, length in zip(output.audio, output.audio_codes, output.lengths):
-            made[_slug(prompt)] += 1
-            target = output_dir / f"{_slug(prompt)}-{made[_slug(prompt)]}.{sound_format.value}"
-            excerpt = _save_sound(target, [audio[:, :length]], generator.codec_model)
-            if plot:
-                _plot_sounds(target, {prompt: excerpt}, generator.codec_model)
-                _plot_tokens(target, prompt, codes, generator.codec_model)
+    num_sounds = len(prompts) * num_return_sequences
+    with tqdm(total=num_sounds, unit="sound", disable=None, leave=False) as progress:
+        for number in range(0, num_sounds, sounds_at_once):
+            index = number // num_return_sequences
+            prompt = prompts[index]
+            if seed is not None:
+                options["generator"] = _generators(seed + number, sounds_at_once)
+            output = generator.generate(**inputs[index], **options, return_dict_in_generate=True)
+            for audio, codes, length in zip(output.audio, output.audio_codes, output.lengths):
+                made[_slug(prompt)] += 1
+                target = output_dir / f"{_slug(prompt)}-{made[_slug(prompt)]}.{sound_format.value}"
+                excerpt = _save_sound(target, [audio[:, :length]], generator.codec_model)
+                if plot:
+                    _plot_sounds(target, {prompt: excerpt}, generator.codec_model)
+                    _plot_tokens(target, prompt, codes, generator.codec_model)
+            progress.update(sounds_at_once)
 
 
 @app.command()
@@ -284,7 +299,7 @@ def _load_generator(source: str, device: str | None) -> tuple["AarForConditional
     if model.config.model_type != "aar":
         raise ValueError(f"{source} is a codec, which generates nothing by itself: name a generator's folder.")
     with _explained(f"{source} can't be loaded as a processor"):
-        return model, AutoProcessor.from_pretrained(source)
+        return model, AutoProcessor.from_pretrained(source, trust_remote_code=False)
 
 
 def _load_codec(source: str, device: str | None) -> "SatModel":
@@ -300,27 +315,39 @@ def _load_model(source: str, device: str | None) -> "PreTrainedModel":
     _quiet_transformers()
     if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         raise ValueError(f"{source} is no folder: name one that holds a model, or a repository OWNER/NAME on the Hub.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with _explained(f"The device {device} can't be used"):
+        # some only fail, or hold no numbers, once something is computed there
+        torch.ones(1, device=device).add(1).item()
     with _explained(f"{source} can't be loaded as a model"):
-        config = AutoConfig.from_pretrained(source)
+        # never asks whether to run a folder's code: that of the package is there
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in ("sat", "aar"):
             raise ValueError(f"it is a {config.model_type}, neither a codec (sat) nor a generator (aar).")
-        model, loading = AutoModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
+        model, loading = AutoModel.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+        )
     faulty = {*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}
     if faulty:
         raise ValueError(f"{source} is damaged: its weights lack {min(faulty)}, or have it in another size.")
     with _explained(f"The device {device} can't be used"):
-        return model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.eval().to(device)
 
 
 @contextmanager
 def _explained(what_failed: str) -> Iterator[None]:
-    """Makes one sentence of the several kinds of errors, some of many lines, that the libraries raise when loading."""
+    """Makes one sentence of the errors, many of them with many lines, that the libraries raise when loading."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        raise ValueError(f"{what_failed}: {str(error).strip().splitlines()[0]}") from error
+    # a damaged file makes the libraries stumble anywhere, over any kind of error
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        reason = " ".join(lines) if lines[0].rstrip().endswith(":") else lines[0]
+        if not isinstance(error, (OSError, ValueError, RuntimeError, AssertionError, ImportError, SafetensorError)):
+            reason = f"its files are damaged ({type(error).__name__}: {reason})."
+        raise ValueError(f"{what_failed}: {reason}") from error
 
 
 def _quiet_transformers() -> None:
@@ -357,6 +384,8 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{folder} is a file, or lies below one: name a folder with -o.") from error
     except OSError as error:
         raise OSError(f"The folder {folder} can't be written: {error.strerror}.") from error
 

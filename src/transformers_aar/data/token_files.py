@@ -1,6 +1,7 @@
 """Token files: the codes of one sound as safetensors, with what it takes to decode them."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,20 +47,25 @@ def load_tokens(path: str | Path, codec: "SatModel") -> tuple[torch.IntTensor, i
         The codes, int32 of shape `(num_windows, tokens_per_window)`, and the length of the sound in samples.
 
     Raises:
-        ValueError: when the file is missing, truncated or no token file, when another codec made it, and for codes out
-            of range or of the wrong length.
+        ValueError: when the file is missing, truncated or no token file, when its metadata is incomplete, when another
+            codec made it, and for codes out of range or of the wrong type or length.
     """
     metadata, audio_codes = _read(Path(path))
+    for name in ("version", "fingerprint", "num_samples"):
+        if name not in metadata:
+            raise ValueError(f"{path} doesn't tell its {name}: name a token file that tokenize wrote.")
     if metadata["version"] != VERSION:
         raise ValueError(f"{path} has version {metadata['version']}, and this package reads version {VERSION}.")
     if metadata["fingerprint"] != codec.fingerprint():
         raise ValueError(f"{path} was made by another codec, to which its codes belong: name that one with --model.")
+    if not re.fullmatch("[0-9]{1,15}", metadata["num_samples"]):
+        raise ValueError(f"{path} has num_samples {metadata['num_samples']!r}, which is no number of samples.")
     config, num_samples = codec.config, int(metadata["num_samples"])
     expected = (config.num_windows(num_samples), config.tokens_per_window)
-    if audio_codes.shape != expected or audio_codes.is_floating_point() or num_samples < 1:
+    if audio_codes.shape != expected or audio_codes.dtype != torch.int32 or num_samples < 1:
         raise ValueError(
-            f"{path} holds codes of shape {tuple(audio_codes.shape)}, and {num_samples} samples need {expected} "
-            "(windows, tokens)."
+            f"{path} holds codes of shape {tuple(audio_codes.shape)} and type {audio_codes.dtype}, and {num_samples} "
+            f"samples need {expected} (windows, tokens) of torch.int32."
         )
     low, high = torch.stack(torch.aminmax(audio_codes)).tolist()
     if low < 0 or high >= config.codebook_size:

@@ -96,13 +96,13 @@ def convert_checkpoint(
 ) -> SatModel | AarForConditionalGeneration:
     """Converts the reference's checkpoints into a folder that `from_pretrained` loads.
 
-    The folder holds the tokenizer, or with `aar_path` the complete generator with the tokenizer inside; its processor,
-    a model card, and the weights of the tokenizer's discriminator as `discriminator.safetensors`.
+    The folder holds the codec, or with `aar_path` the complete generator with the codec inside; its processor,
+    a model card, and the weights of the codec's discriminator as `discriminator.safetensors`.
 
     Args:
-        sat_path (`str` or `Path`): the tokenizer's checkpoint.
+        sat_path (`str` or `Path`): the codec's checkpoint.
         output_dir (`str` or `Path`): a folder that doesn't exist yet or is empty; it appears once it is complete.
-        aar_path (`str` or `Path`, *optional*): the checkpoint of a generator trained on this tokenizer.
+        aar_path (`str` or `Path`, *optional*): the checkpoint of a generator trained on this codec.
         scales (`Sequence[int]`, *optional*): tokens per scale. Needed only without `aar_path`, which tells them, and
             when they are not the 16 published ones.
         upsampling_ratios (`Sequence[int]`, *optional*): strides of the decoder, first to last; read off the kernels,
@@ -248,7 +248,7 @@ def convert_sat(
     scales: Sequence[int] | None = None,
     upsampling_ratios: Sequence[int] | None = None,
 ) -> SatModel:
-    """The tokenizer of a `generator_state_dict`, with its codebooks' statistics."""
+    """The codec of a `generator_state_dict`, with its codebooks' statistics."""
     tensors = RenamedTensors(state_dict, SAT_NAMES, "SAT")
     stack_codebooks(tensors)
     model = SatModel(SatConfig(**sat_config_fields(tensors, scales, upsampling_ratios)))
@@ -380,7 +380,7 @@ def save_discriminator(discriminator: MultiScaleSTFTDiscriminator, path: Path) -
 
 
 def convert_aar(state_dict: dict[str, torch.Tensor], codec: SatModel) -> AarForConditionalGeneration:
-    """The generator of a `model_state_dict`, with `codec` as its tokenizer and no conditioner yet."""
+    """The generator of a `model_state_dict`, with `codec` inside and no conditioner yet."""
     tensors = RenamedTensors(state_dict, AAR_NAMES, "AAR")
     take_derived_buffers(tensors, codec.config.scales)
     for name in tensors:
@@ -454,7 +454,7 @@ def aar_config_fields(tensors: RenamedTensors) -> dict:
 
 
 def refuse_other_codec(tensors: RenamedTensors, codec_config: SatConfig) -> None:
-    """An error where the generator was trained on a tokenizer of other sizes."""
+    """An error where the generator was trained on a codec of other sizes."""
     sizes = {
         "codebook_dim": (tensors.shape("model.embeddings.input_proj.weight", 2)[1], codec_config.codebook_dim),
         "codebook_size": (tensors.shape("lm_head.weight", 2)[0], codec_config.codebook_size),
