@@ -1,6 +1,7 @@
 """The command line, run as a user runs it: on real files, with tiny models."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,14 @@ def test_detokenize_refuses_what_does_not_belong(run, fails, codec_dir, tmp_path
     assert "no token file" in complaint("foreign", {"audio_codes": codes}, format="pt")
     assert "another codec" in complaint("other", {"audio_codes": codes}, fingerprint="0" * 64)
     assert "version 9" in complaint("newer", {"audio_codes": codes}, version="9")
+    assert "(3, 56)" in complaint("bool", {"audio_codes": codes.bool()})
+    assert "torch.int64" in complaint("long", {"audio_codes": codes.long()})
+    for number, samples in enumerate(("x", "", "-5", "1.5", "9" * 5000)):
+        assert "no number of samples" in complaint(f"samples-{number}", {"audio_codes": codes}, num_samples=samples)
+    for name in ("version", "fingerprint", "num_samples"):
+        metadata.pop(name)
+        assert f"doesn't tell its {name}" in complaint(f"no-{name}", {"audio_codes": codes})
+        metadata = read_tokens("sound.safetensors")[1]
 
     data = Path("sound.safetensors").read_bytes()
     Path("truncated.safetensors").write_bytes(data[:-100])
@@ -244,7 +253,9 @@ def test_unwritable_output(fails, codec_dir):
     write_noise("sound.wav", 500)
     Path("file").touch()
     for folder in ("file", "file/inside"):
-        assert f"{folder} can't be written" in fails("reconstruct", "sound.wav", "-o", folder, "--model", codec_dir)
+        assert f"{folder} is a file, or lies below one" in fails(
+            "reconstruct", "sound.wav", "-o", folder, "--model", codec_dir
+        )
 
 
 def test_bad_models(fails, codec_dir):
@@ -272,6 +283,77 @@ def test_bad_models(fails, codec_dir):
     assert "can't be loaded" in fails("info", "empty")
 
 
+DAMAGES = {
+    "config.json": ["[]", "{", '{"model_type": 5}', {"codec_config": []}, {"dtype": "float17"}],
+    "generation_config.json": ["[]"],
+    "processor_config.json": ["[]", "{", {"feature_extractor": 5}, {"processor_class": "Other"}],
+    "tokenizer_config.json": ["[]"],
+    "tokenizer.json": ["", "{}"],
+}
+
+
+@pytest.mark.parametrize("name, damage", [(name, damage) for name in DAMAGES for damage in DAMAGES[name]], ids=str)
+def test_damaged_folder(fails, generator_dir, name, damage):
+    """Whatever error the library stumbles over, what the user reads is one sentence that ends as one."""
+    shutil.copytree(generator_dir, "damaged")
+    file = Path("damaged", name)
+    if isinstance(damage, dict):
+        damage = json.dumps(json.loads(file.read_text()) | damage)
+    file.write_text(damage)
+    sentence = fails("generate", "Dog", "-o", "out", "--model", "damaged")
+    assert "damaged can't be loaded" in sentence and not sentence.rstrip().endswith(":")
+
+
+def test_folder_without_tokenizer(fails, generator_dir):
+    """The library spreads this sentence over several lines."""
+    shutil.copytree(generator_dir, "damaged")
+    Path("damaged/tokenizer.json").unlink()
+    assert "tokenizer" in fails("generate", "Dog", "-o", "out", "--model", "damaged").split("one of:")[-1]
+
+
+@pytest.mark.parametrize("device", ["toaster", "meta", "xla"])
+def test_devices_that_compute_nothing(fails, codec_dir, device):
+    write_noise("sound.wav", 500)
+    arguments = ("--model", codec_dir, "--device", device)
+    assert f"device {device} can't be used" in fails("reconstruct", "sound.wav", "-o", "out", *arguments)
+
+
+LIMITED = """
+import resource, sys
+import soundfile, torch, torchaudio, transformers_aar
+from transformers_aar.cli import main
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, used + 2**31))
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space by /proc")
+def test_too_little_memory(tmp_path):
+    """A codec whose window, a day, takes more memory than there is."""
+    seconds = 86_400
+    fields = CODEC | {"window_length_s": seconds, "sampling_rate": 8000, "scales": [1, 400 * seconds]}
+    SatModel(SatConfig(**fields)).save_pretrained(tmp_path / "codec")
+    write_noise(tmp_path / "sound.wav", 500)
+    arguments = ["reconstruct", tmp_path / "sound.wav", "-o", tmp_path / "out", "--model", tmp_path / "codec"]
+    result = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: There isn't enough memory") and result.stderr.count("\n") == 1
+
+
+def test_programming_errors_keep_their_traceback(tmp_path, codec_dir):
+    """Only what the user can put right becomes a sentence: a module that is missing inside the package is none."""
+    write_noise(tmp_path / "sound.wav", 500)
+    program = (
+        "import sys; sys.modules['transformers_aar.data.streaming'] = None\n"
+        "from transformers_aar.cli import main; main()"
+    )
+    arguments = ["reconstruct", tmp_path / "sound.wav", "-o", tmp_path / "out", "--model", codec_dir]
+    result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Traceback") and "transformers_aar.data.streaming" in result.stderr
+
+
 def test_usage_errors(fails, codec_dir):
     write_noise("sound.wav", 500)
     assert "--output-dir" in fails("reconstruct", "sound.wav")
@@ -279,6 +361,8 @@ def test_usage_errors(fails, codec_dir):
     assert "'mp3'" in fails("reconstruct", "sound.wav", "-o", "out", "--format", "mp3")
     assert "device" in fails("reconstruct", "sound.wav", "-o", "out", "--model", codec_dir, "--device", "toaster")
     assert "--windows" in fails("generate", "Siren", "-o", "out", "--windows", "0")
+    for seed in ("-1", 2**63, 10**40, "x"):
+        assert "--seed" in fails("generate", "Siren", "-o", "out", "--seed", seed)
     assert "1,2,4" in fails("convert", "--sat", "sat.pth", "--scales", "1,x", "-o", "out")
     assert "--help" in fails()
     assert not Path("out").exists()
@@ -324,8 +408,25 @@ def test_generate_follows_the_guidance_scale(run, fails, generator_dir):
         assert run("generate", "Dog", "-o", f"out{scale}", *arguments)[0] == 0
         sounds.append(Path(f"out{scale}/dog-1.flac").read_bytes())
     assert len(set(sounds)) == 3
-    negative = fails("generate", "Dog", "-o", "out", "--model", generator_dir, "--guidance-scale", "-1")
-    assert "guidance_scale" in negative
+    for scale in ("-1", "nan", "inf"):
+        refused = fails("generate", "Dog", "-o", "out", "--model", generator_dir, "--guidance-scale", scale)
+        assert "guidance_scale" in refused
+
+
+def test_long_sounds_are_made_one_by_one(run, generator_dir):
+    """Names and seeds are those of sounds that are made together."""
+    arguments = ("--model", generator_dir, "--windows", 33)
+    run("generate", "Dog", "Rain", "-o", "out", *arguments, "--num-return-sequences", 2, "--seed", 5)
+    for number, name in enumerate(("dog-1", "dog-2", "rain-1", "rain-2")):
+        prompt = name.split("-")[0]
+        run("generate", prompt, "-o", name, *arguments, "--seed", 5 + number)
+        assert Path(f"out/{name}.wav").read_bytes() == Path(name, f"{prompt}-1.wav").read_bytes()
+    assert len(list(Path("out").iterdir())) == 4
+
+
+def test_largest_seed(run, generator_dir):
+    status, _, stderr = run("generate", "Dog", "Rain", "-o", "out", "--model", generator_dir, "--seed", 2**63 - 1)
+    assert (status, stderr) == (0, "")
 
 
 def test_equal_prompts_get_different_files(run, generator_dir):

@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import EncodecConfig
 
-from transformers_aar import SatConfig, SatFeatureExtractor, SatModel
+from transformers_aar import (
+    AarConfig,
+    AarForConditionalGeneration,
+    AarProcessor,
+    SatConfig,
+    SatFeatureExtractor,
+    SatModel,
+)
+from transformers_aar.hub.label_tokenizer import label_tokenizer
 from transformers_aar.hub.publishing import push
 
 SMALL_SAT = {"num_filters": 2, "hidden_size": 16, "codebook_dim": 8, "codebook_size": 32, "num_lstm_layers": 1}
@@ -43,6 +51,14 @@ model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 feature_extractor = AutoFeatureExtractor.from_pretrained(sys.argv[1], trust_remote_code=True)
 print(type(feature_extractor).__name__, model.fingerprint())
 """
+GENERATE_WITHOUT_PACKAGE = """
+import sys
+sys.modules["transformers_aar"] = None  # importing it fails
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(type(processor).__name__, *model.generate(**processor("Dog")).shape)
+"""
 REFUSED = """
 import sys
 from transformers_aar.hub.publishing import push
@@ -61,6 +77,32 @@ def saved_codec(folder: Path, seed: int = 0) -> SatModel:
     return model
 
 
+def saved_generator(folder: Path) -> None:
+    torch.manual_seed(0)
+    config = AarConfig(
+        codec_config=SMALL_SAT,
+        conditioning="label",
+        labels=["Dog", "Rain"],
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    AarForConditionalGeneration(config).save_pretrained(folder)
+    AarProcessor(SatFeatureExtractor(), label_tokenizer(config.labels), labels=config.labels).save_pretrained(folder)
+
+
+def drop_code(folder: Path) -> None:
+    """Leaves a folder as the package carries one: neither code nor references to it, and another card."""
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for path in folder.glob("*.json"):
+        text = json.loads(path.read_text())
+        text.pop("auto_map", None)
+        text.get("feature_extractor", {}).pop("auto_map", None)
+        path.write_text(json.dumps(text))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nMy card.\n")
+
+
 def test_pushed_folder_loads_by_name(loopback_hub, run_with_hub, tmp_path):
     """Every file arrives, weights as large files; the Auto classes load them, with the package and without."""
     model = saved_codec(tmp_path / "sat")
@@ -74,6 +116,23 @@ def test_pushed_folder_loads_by_name(loopback_hub, run_with_hub, tmp_path):
     expected = f"SatFeatureExtractor {model.fingerprint()}"
     assert run_with_hub(LOAD, "somebody/tiny-sat", "{}") == expected
     assert run_with_hub(LOAD_WITHOUT_PACKAGE, "somebody/tiny-sat") == expected
+
+
+def test_folder_without_code_gets_it(loopback_hub, run_with_hub, tmp_path):
+    """What is uploaded loads without the package; weights, card and other files go as they are."""
+    folder = tmp_path / "aar"
+    saved_generator(folder)
+    drop_code(folder)
+    (folder / "inner").mkdir()
+    (folder / "inner" / "config.json").write_text("{}")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run_with_hub(PUSH, "somebody/tiny-aar", folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    files = loopback_hub.files("somebody/tiny-aar")
+    for name in ("model.safetensors", "README.md", "inner/config.json"):
+        assert files[name] == before[folder / name]
+    printed = run_with_hub(GENERATE_WITHOUT_PACKAGE, "somebody/tiny-aar")
+    assert printed == "AarProcessor 1 1 24000"
 
 
 def test_push_to_hub_brings_the_card(loopback_hub, run_with_hub, tmp_path):
@@ -127,6 +186,26 @@ BROKEN = {
     "doesn't load": truncate,
     "no file named": lambda folder: (folder / "model.safetensors").unlink(),
 }
+
+
+INCOMPLETE = {
+    "lacks feature_extraction_sat.py, modeling_aar.py": ("modeling_aar.py", "feature_extraction_sat.py"),
+    "lacks generation_aar.py": ("generation_aar.py",),
+    "doesn't load": ("tokenizer.json",),
+    "doesn't load: Can't load feature extractor": ("processor_config.json",),
+}
+
+
+@pytest.mark.parametrize("sentence", INCOMPLETE)
+def test_incomplete_generator_is_not_published(sentence, tmp_path):
+    """Its processor must load, and the code be there, modules that other modules import included."""
+    saved_generator(tmp_path / "aar")
+    for name in INCOMPLETE[sentence]:
+        (tmp_path / "aar" / name).unlink()
+    with pytest.raises(ValueError) as caught:
+        push(tmp_path / "aar", "somebody/broken")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("sentence", BROKEN)

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_imports
 
@@ -83,30 +82,30 @@ def check_folder(folder: Path) -> tuple[PreTrainedModel, SatFeatureExtractor | A
     if incomplete := sorted(info["missing_keys"]):
         raise ValueError(f"{folder} lacks {len(incomplete)} tensors of its model, among them {incomplete[0]}.")
     if missing:
-        raise ValueError(
-            f"{folder} lacks {', '.join(missing)}, the code that it needs: save model and processor again."
-        )
+        raise ValueError(f"{folder} lacks {', '.join(missing)}, code that it needs: save model and processor again.")
     return model, processor
 
 
 def missing_modules(folder: Path) -> list[str]:
     """Files with code that the configurations in `folder`, or that code itself, name and that aren't there."""
     references = []
+
+    def note_references(entry: dict) -> dict:
+        for names in entry.get("auto_map", {}).values():
+            references.extend(names if isinstance(names, list) else [names])
+        return entry
+
+    # a processor's configuration has the one of its feature extractor inside
     for path in folder.glob("*config.json"):
-        for names in json.loads(path.read_text(encoding="utf-8")).get("auto_map", {}).values():
-            references += names if isinstance(names, list) else [names]
+        json.loads(path.read_text(encoding="utf-8"), object_hook=note_references)
     # tokenizers name None for a class that they lack; with "--" it lies in another repository
     modules = [name.split(".")[0] for name in references if name is not None and "--" not in name]
-    files, missing = {f"{module}.py" for module in modules}, set()
-    seen = set()
-    while files:
-        name = files.pop()
-        seen.add(name)
-        if (folder / name).is_file():
-            files |= {f"{module}.py" for module in get_relative_imports(folder / name)} - seen
-        else:
-            missing.add(name)
-    return sorted(missing)
+    needed, checked = {f"{module}.py" for module in modules}, set()
+    while unchecked := needed - checked:
+        checked |= unchecked
+        for file in filter(Path.is_file, (folder / name for name in unchecked)):
+            needed |= {f"{module}.py" for module in get_relative_imports(file)}
+    return sorted(name for name in needed if not (folder / name).is_file())
 
 
 @contextmanager
