@@ -161,6 +161,8 @@ def bad_conversions(fixtures: Path, tmp_path: Path) -> dict[str, tuple[dict, str
     text, truncated, tensors = tmp_path / "text.pth", tmp_path / "truncated.pth", tmp_path / "x.safetensors"
     text.write_text("no checkpoint")
     truncated.write_bytes(sat.read_bytes()[:100_000])
+    sound = tmp_path / "sound.pth"
+    sound.write_bytes(b"RIFF\x24\x08\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00")
     save_file({"x": torch.zeros(1)}, tensors)
     foreign, plain = tmp_path / "foreign.pth", tmp_path / "plain.pth"
     torch.save({"generator_state_dict": {"x": os.system}}, foreign)
@@ -181,6 +183,7 @@ def bad_conversions(fixtures: Path, tmp_path: Path) -> dict[str, tuple[dict, str
         "folder": ({"sat_path": tmp_path}, "can't be read"),
         "text": ({"sat_path": text}, "can't be read"),
         "truncated": ({"sat_path": truncated}, "can't be read"),
+        "sound": ({"sat_path": sound}, "can't be read"),
         "safetensors": ({"sat_path": tensors}, "x.safetensors"),
         "code": ({"sat_path": foreign}, "can't be read"),
         "no tensors": ({"sat_path": plain}, "doesn't hold a dictionary of tensors"),
