@@ -49,7 +49,7 @@ def test_card_is_complete(name):
 def test_card_names_labels():
     """A label model's card lists its labels and calls the first one."""
     text = render_model_card(small_configs()["label"])
-    assert 'It knows these labels: Dog, Bird\'s "song".' in text
+    assert 'It knows these labels: Dog; Bird\'s "song".' in text
     assert 'generate("Dog")' in text
 
 
