@@ -34,7 +34,7 @@ from transformers_aar.data.synthesis import SOUND_KINDS, synthesize
 from transformers_aar.evaluation.nearest_centroid import NearestCentroid
 from transformers_aar.hub.label_tokenizer import label_tokenizer
 from transformers_aar.hub.model_cards import write_model_card
-from transformers_aar.training.losses import MelLoss, weighted_sum
+from transformers_aar.training.losses import MelLoss, relative_error, weighted_sum
 from transformers_aar.training.schedules import (
     annealed_weight_decay,
     cosine,
@@ -104,14 +104,6 @@ def autoencode(codec, sounds: torch.Tensor) -> torch.Tensor:
 def random_crop(sounds: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
     start = int(torch.randint(sounds.shape[-1] - length + 1, (1,), generator=generator))
     return sounds[..., start : start + length]
-
-
-def relative_error(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """
-    Energy of the difference over that of the sound, averaged over sounds. It teaches pitch within minutes, where an
-    absolute error is drowned by the mel loss, which by itself leaves noise of the right colour for a long time.
-    """
-    return ((fake - real).square().sum((1, 2)) / real.square().sum((1, 2)).clamp(min=1e-3)).mean()
 
 
 def codec_losses(codec, mel_loss, sounds: torch.Tensor, quantized: bool) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from .configuration_aar import AarConfig
 from .configuration_sat import SatConfig
 from .generation_aar import AarGenerationMixin
-from .modeling_sat import AtLeastFp32, SatModel, SharingMixin
+from .modeling_sat import AtLeastFp32, SatModel, SharingMixin, at_least_fp32
 
 
 @dataclass
@@ -68,16 +68,19 @@ def eager_attention_forward(
     weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = weights.softmax(-1, dtype=torch.float32).to(value.dtype)
+    weights = at_least_fp32(weights).softmax(-1).to(value.dtype)
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
-def drop_path(hidden_states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
-    """Stochastic depth: zeroes a residual branch for a random share `rate` of the batch, and scales up the rest."""
-    if rate == 0.0 or not training:
+def drop_path(hidden_states: torch.Tensor, rate: float, draws: torch.Tensor | None) -> torch.Tensor:
+    """
+    Stochastic depth: zeroes a residual branch `(batch_size, num_slots, hidden_size)` of the items whose uniform draw
+    `(batch_size,)` is below `rate`, and scales up the rest. Without draws nothing is dropped.
+    """
+    if rate == 0.0 or draws is None:
         return hidden_states
-    keep = torch.rand(hidden_states.shape[0], 1, 1, device=hidden_states.device) >= rate
-    return hidden_states * keep.to(hidden_states.dtype) / (1 - rate)
+    keep = draws >= rate
+    return hidden_states * keep[:, None, None].to(hidden_states.dtype) / (1 - rate)
 
 
 class AarModulation(nn.Linear):
@@ -128,9 +131,9 @@ class AarAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if self.use_qk_norm:
             # exp(log_scale) is at most 100: sharper attention only makes training unstable
-            scale = self.log_scale.float().clamp(max=math.log(100)).exp()[:, None, None]
-            query = (F.normalize(query.float(), dim=-1) * scale).to(value.dtype)
-            key = F.normalize(key.float(), dim=-1).to(value.dtype)
+            scale = at_least_fp32(self.log_scale).clamp(max=math.log(100)).exp()[:, None, None]
+            query = (F.normalize(at_least_fp32(query), dim=-1) * scale).to(value.dtype)
+            key = F.normalize(at_least_fp32(key), dim=-1).to(value.dtype)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -182,11 +185,14 @@ class AarLayer(GradientCheckpointingLayer):
         modulation: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        dropout_draws: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         `hidden_states` `(batch_size, num_slots, hidden_size)`; either `conditioning`, see `modulate`, or its result as
-        `modulation`. Returns the new hidden states and the attention weights, if the implementation has them.
+        `modulation`; `dropout_draws` `(batch_size, 2)` for stochastic depth, one draw per residual branch. Returns the
+        new hidden states and the attention weights, if the implementation has them.
         """
+        attention_draws, mlp_draws = (None, None) if dropout_draws is None else dropout_draws.unbind(-1)
         if modulation is None:
             modulation = self.modulate(conditioning)
         if modulation is None:
@@ -196,9 +202,9 @@ class AarLayer(GradientCheckpointingLayer):
         branch, weights = self.self_attn(
             self.norm1(hidden_states) * (1 + scale1) + shift1, attention_mask, past_key_values
         )
-        hidden_states = hidden_states + drop_path(gain1 * branch, self.drop_path_rate, self.training)
+        hidden_states = hidden_states + drop_path(gain1 * branch, self.drop_path_rate, attention_draws)
         branch = self.mlp(self.norm2(hidden_states) * (1 + scale2) + shift2)
-        return hidden_states + drop_path(gain2 * branch, self.drop_path_rate, self.training), weights
+        return hidden_states + drop_path(gain2 * branch, self.drop_path_rate, mlp_draws), weights
 
 
 class AarFinalNorm(nn.LayerNorm):
@@ -353,6 +359,7 @@ class AarModel(AarPreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         return_dict: bool | None = None,
+        dropout_draws: torch.Tensor | None = None,
     ) -> AarModelOutput | tuple:
         """
         All scales in one pass (teacher forcing): token i sees token j iff level(j) ≤ level(i).
@@ -363,6 +370,8 @@ class AarModel(AarPreTrainedModel):
                 see [`SatQuantizer.next_scale_inputs`].
             output_hidden_states, output_attentions (`bool`, defaults to `False`): return them, too.
             return_dict (`bool`, *optional*): `False` for a tuple.
+            dropout_draws (`torch.FloatTensor` of shape `(batch_size, 2 * num_hidden_layers)`, *optional*):
+                Uniform draws for stochastic depth, two per block; without them no branch is dropped.
 
         Returns:
             [`AarModelOutput`].
@@ -382,10 +391,13 @@ class AarModel(AarPreTrainedModel):
         layer_input, norm_modulation = self._condition_blocks(conditioning)
         attention_mask = self._block_causal_mask(hidden_states)
         all_hidden_states, all_attentions = [], []
-        for layer in self.layers:
+        draws = [None] * len(self.layers) if dropout_draws is None else dropout_draws.unflatten(1, (-1, 2)).unbind(1)
+        for layer, layer_draws in zip(self.layers, draws, strict=True):
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
-            hidden_states, weights = layer(hidden_states, layer_input, attention_mask=attention_mask)
+            hidden_states, weights = layer(
+                hidden_states, layer_input, attention_mask=attention_mask, dropout_draws=layer_draws
+            )
             if output_attentions:
                 all_attentions.append(weights)
         output = AarModelOutput(
@@ -657,13 +669,14 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         audio_codes: torch.LongTensor | None = None,
         input_values: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
+        dropout_draws: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         return_dict: bool | None = None,
     ) -> AarOutput | tuple:
         """
         Teacher forcing: predicts all codes of a sound from its own coarser scales, in one pass. In training mode the
-        conditioning of a share of the rows is dropped.
+        conditioning of a share of the rows is dropped, and residual branches by stochastic depth.
 
         Args:
             input_ids, attention_mask, conditioning_embeds, input_features, is_longer:
@@ -674,6 +687,10 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
             input_values (`torch.FloatTensor` of shape `(batch_size, audio_channels, num_samples)`) with padding_mask
                 (`(batch_size, num_samples)`, *optional*):
                 Raw audio to encode, in place of `audio_codes`.
+            dropout_draws (`torch.FloatTensor` of shape `(rows, 1 + 2 * num_hidden_layers)`, *optional*):
+                Numbers from [0, 1) that decide what training drops of each window: its conditioning, then the two
+                residual branches of every block. By default they are drawn from PyTorch's global generator; a run that
+                must not depend on how its examples are batched gives its own.
             output_hidden_states, output_attentions (`bool`, defaults to `False`): return them, too.
             return_dict (`bool`, *optional*): `False` for a tuple.
 
@@ -697,10 +714,16 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         batch_size, num_windows, _ = audio_codes.shape
         embeds = self.encode_conditioning(conditioning_embeds, input_ids, attention_mask, input_features, is_longer)
         embeds = self._expand_conditioning(embeds, batch_size).repeat_interleave(num_windows, dim=0)
+        branch_draws = None
         if self.training:
-            embeds = self._drop_conditioning(embeds)
+            if dropout_draws is None:
+                dropout_draws = torch.rand(len(embeds), 1 + 2 * self.config.num_hidden_layers, device=embeds.device)
+            embeds = self._drop_conditioning(embeds, dropout_draws[:, :1])
+            branch_draws = dropout_draws[:, 1:]
         scale_inputs = self.codec_model.quantizer.next_scale_inputs(audio_codes.clamp(min=0))
-        output = self.model(embeds, scale_inputs, output_hidden_states, output_attentions, return_dict=True)
+        output = self.model(
+            embeds, scale_inputs, output_hidden_states, output_attentions, return_dict=True, dropout_draws=branch_draws
+        )
         logits = self.lm_head(output.last_hidden_state)
         loss = F.cross_entropy(
             logits.flatten(0, 1), audio_codes.flatten().masked_fill(audio_codes.flatten() < 0, -100)
@@ -722,9 +745,9 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
             raise ValueError(f"Got {embeds.shape[0]} conditionings for {batch_size} sounds; give one for each.")
         return embeds
 
-    def _drop_conditioning(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Replaces a random share of the rows by the fixed vector that stands for "no conditioning"."""
-        dropped = torch.rand(len(embeds), 1, device=embeds.device) < self.config.conditioning_dropout
+    def _drop_conditioning(self, embeds: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Puts the fixed vector for "no conditioning" into the rows whose draw `(rows, 1)` is low enough."""
+        dropped = draws < self.config.conditioning_dropout
         return torch.where(dropped, self.model.uncond_embedding.to(embeds.dtype), embeds)
 
 

@@ -145,6 +145,11 @@ class FoldedWeightNorm(nn.Module):
         return self._folded
 
 
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in fp32, or in its own dtype where that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class AtLeastFp32:
     """Mixin for modules whose tensors follow the model to any device but never fall below fp32."""
 
@@ -775,7 +780,7 @@ class SatModel(SatPreTrainedModel):
         audio_values = self._join_windows(decoded_windows, window_mask)[..., : input_values.shape[-1]]
         audio_values = audio_values * padding_mask[:, None].to(audio_values.dtype)
 
-        error = (audio_values.float() - input_values.float()).abs() * padding_mask[:, None]
+        error = (at_least_fp32(audio_values) - at_least_fp32(input_values)).abs() * padding_mask[:, None]
         reconstruction_loss = error.sum() / (padding_mask.sum() * input_values.shape[1])
         commitment_loss = quantized.commitment_losses.mean()
         output = SatOutput(

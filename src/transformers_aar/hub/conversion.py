@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers import ClapModel, ClapProcessor
 
@@ -20,7 +19,7 @@ from ..feature_extraction_sat import SatFeatureExtractor
 from ..modeling_aar import AarForConditionalGeneration
 from ..modeling_sat import SatModel
 from ..processing_aar import AarProcessor
-from ..training.discriminators import MultiScaleSTFTDiscriminator
+from ..training.discriminators import AudioDiscriminator
 from .label_tokenizer import label_tokenizer
 from .model_cards import write_model_card
 
@@ -137,7 +136,7 @@ def convert_checkpoint(
         model.save_pretrained(folder)
         save_processor(model, folder, clap_processor)
         if discriminator is not None:
-            save_discriminator(discriminator, folder / "discriminator.safetensors")
+            discriminator.save(folder / "discriminator.safetensors")
     return model
 
 
@@ -339,7 +338,7 @@ def published_scales(num_scales: int) -> Sequence[int]:
 # --- Discriminator ---
 
 
-def convert_discriminator(state_dict: dict[str, torch.Tensor]) -> MultiScaleSTFTDiscriminator | None:
+def convert_discriminator(state_dict: dict[str, torch.Tensor]) -> AudioDiscriminator | None:
     """The discriminator of a `disc_state_dict`; None where there is none."""
     if not state_dict:
         return None
@@ -347,8 +346,8 @@ def convert_discriminator(state_dict: dict[str, torch.Tensor]) -> MultiScaleSTFT
     num_resolutions = tensors.count(r"discriminators\.(\d+)\.")
     n_ffts = [take_dft_kernels(tensors, f"discriminators.{index}.spec_transform") for index in range(num_resolutions)]
     num_filters = tensors.shape("discriminators.0.convs.0.weight", 4)[0]
-    discriminator = MultiScaleSTFTDiscriminator(n_ffts, num_filters=num_filters)
-    tensors.load_into(discriminator)
+    discriminator = AudioDiscriminator({"stft": {"n_ffts": n_ffts, "num_filters": num_filters}})
+    tensors.load_into(discriminator.discriminators["stft"])
     return discriminator
 
 
@@ -363,16 +362,6 @@ def take_dft_kernels(tensors: RenamedTensors, prefix: str) -> int:
                 f"The discriminator's {prefix} is not a Fourier transform with a Hann window of {n_fft} samples."
             )
     return n_fft
-
-
-def save_discriminator(discriminator: MultiScaleSTFTDiscriminator, path: Path) -> None:
-    """Saves the weights; the metadata has the arguments of the `MultiScaleSTFTDiscriminator` that takes them."""
-    resolutions = discriminator.discriminators
-    metadata = {
-        "n_ffts": ",".join(str(resolution.n_fft) for resolution in resolutions),
-        "num_filters": str(resolutions[0].convs[0].out_channels),
-    }
-    save_file(discriminator.state_dict(), path, metadata=metadata)
 
 
 # --- AAR ---

@@ -1,32 +1,53 @@
-"""The discriminator of the adversarial training of SAT (arXiv 2408.09027): convolutions on complex spectrograms at
-several resolutions, as in EnCodec (arXiv 2210.13438, section 3.4), on the layout (channels, frames, bins).
+"""The discriminators of the adversarial training of SAT (arXiv 2408.09027): on complex spectrograms at several
+resolutions, as in EnCodec (arXiv 2210.13438, section 3.4), and, as in its ablations, on the waveform: folded into
+several periods (HiFi-GAN, arXiv 2010.05646, section 2.3) and at several rates (MelGAN, arXiv 1910.06711, section 2.2).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from ..data.staging import staged_file
+from ..modeling_sat import at_least_fp32
+
 
 class DiscriminatorOutput(NamedTuple):
-    """What a multi-scale discriminator says about a batch of audio.
+    """What discriminators say about a batch of audio.
 
     Attributes:
-        logits (`list[torch.FloatTensor]`): per resolution, of shape
-            `(batch_size, 1, num_frames, reduced_bins)`; high means real.
-        features (`list[list[torch.FloatTensor]]`): per resolution, the five hidden layers' activations, each of shape
-            `(batch_size, num_filters, num_frames, reduced_bins)`.
+        logits (`list[torch.FloatTensor]`): per resolution, period or rate, of shape `(batch_size, 1, …)`, where `…`
+            is `num_frames, reduced_bins` for spectrograms, `reduced_length, period` for periods, and `reduced_length`
+            for rates; high means real.
+        features (`list[list[torch.FloatTensor]]`): for each of these, the hidden layers' activations, each of shape
+            `(batch_size, num_channels, …)`.
     """
 
     logits: list[torch.Tensor]
     features: list[list[torch.Tensor]]
 
 
+def judge(
+    hidden_states: torch.Tensor, convs: nn.ModuleList, conv_post: nn.Module, negative_slope: float
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The logits and the hidden layers' activations of a stack of convolutions."""
+    features = []
+    for conv in convs:
+        hidden_states = F.leaky_relu(conv(hidden_states), negative_slope)
+        features.append(hidden_states)
+    return conv_post(hidden_states), features
+
+
 class STFTDiscriminator(nn.Module):
-    """Convolutions on the complex spectrogram at one resolution.
+    """Convolutions on the complex spectrogram at one resolution, of the layout (channels, frames, bins).
 
     Args:
         n_fft (`int`): length of the Fourier transform, in samples.
@@ -54,16 +75,11 @@ class STFTDiscriminator(nn.Module):
 
     def forward(self, audio: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The logits and the hidden layers' activations for audio of shape `(batch_size, 1, num_samples)`."""
-        hidden_states = self._spectrogram(audio)
-        features = []
-        for conv in self.convs:
-            hidden_states = F.leaky_relu(conv(hidden_states), self.negative_slope)
-            features.append(hidden_states)
-        return self.conv_post(hidden_states), features
+        return judge(self._spectrogram(audio), self.convs, self.conv_post, self.negative_slope)
 
     def _spectrogram(self, audio: torch.Tensor) -> torch.Tensor:
         spectrogram = torch.stft(
-            audio.squeeze(1).float(),
+            at_least_fp32(audio.squeeze(1)),
             self.n_fft,
             self.hop_length,
             self.win_length,
@@ -75,7 +91,88 @@ class STFTDiscriminator(nn.Module):
         return torch.view_as_real(scaled).permute(0, 3, 2, 1)
 
 
-class MultiScaleSTFTDiscriminator(nn.Module):
+class PeriodDiscriminator(nn.Module):
+    """Convolutions along every `period`-th sample of the waveform.
+
+    Args:
+        period (`int`): samples.
+        channels (`Sequence[int]`): channels of the hidden layers, all of which but the last have stride 3.
+    """
+
+    kernel_size = 5
+    stride = 3
+    negative_slope = 0.1
+
+    def __init__(self, period: int, channels: Sequence[int]):
+        super().__init__()
+        self.period = period
+        self.convs = nn.ModuleList()
+        for index, (num_inputs, num_outputs) in enumerate(pairwise((1, *channels)), start=1):
+            stride = self.stride if index < len(channels) else 1
+            conv = nn.Conv2d(
+                num_inputs, num_outputs, (self.kernel_size, 1), (stride, 1), padding=(self.kernel_size // 2, 0)
+            )
+            self.convs.append(weight_norm(conv))
+        self.conv_post = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, audio: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The logits and the hidden layers' activations for audio of shape `(batch_size, 1, num_samples)`."""
+        padded = F.pad(audio, (0, -audio.shape[-1] % self.period), mode="reflect")
+        return judge(padded.unflatten(-1, (-1, self.period)), self.convs, self.conv_post, self.negative_slope)
+
+
+class ScaleDiscriminator(nn.Module):
+    """Grouped convolutions with wide kernels on the waveform at one rate.
+
+    Args:
+        num_poolings (`int`): how often the rate is halved first.
+        channels (`Sequence[int]`): multiples of 4, the channels of the hidden layers: the first keeps the rate, the
+            others have stride 4 and four input channels per group; one more with the last number of channels follows.
+    """
+
+    negative_slope = 0.2
+    channels_per_group = 4
+
+    def __init__(self, num_poolings: int, channels: Sequence[int]):
+        super().__init__()
+        self.pools = nn.Sequential(
+            *(nn.AvgPool1d(4, stride=2, padding=1, count_include_pad=False) for _ in range(num_poolings))
+        )
+        self.convs = nn.ModuleList([weight_norm(nn.Conv1d(1, channels[0], 15, padding=7))])
+        for num_inputs, num_outputs in pairwise(channels):
+            groups = num_inputs // self.channels_per_group
+            strided = nn.Conv1d(num_inputs, num_outputs, 41, stride=4, padding=20, groups=groups)
+            self.convs.append(weight_norm(strided))
+        self.convs.append(weight_norm(nn.Conv1d(channels[-1], channels[-1], 5, padding=2)))
+        self.conv_post = weight_norm(nn.Conv1d(channels[-1], 1, 3, padding=1))
+
+    def forward(self, audio: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The logits and the hidden layers' activations for audio of shape `(batch_size, 1, num_samples)`."""
+        return judge(self.pools(audio), self.convs, self.conv_post, self.negative_slope)
+
+
+class MultiDiscriminator(nn.Module):
+    """Several discriminators that judge the same audio.
+
+    Args:
+        discriminators (`Sequence[nn.Module]`): each gives logits and a list of activations.
+    """
+
+    def __init__(self, discriminators: Sequence[nn.Module]):
+        super().__init__()
+        self.discriminators = nn.ModuleList(discriminators)
+
+    def forward(self, audio: torch.Tensor) -> DiscriminatorOutput:
+        """Judges audio.
+
+        Args:
+            audio (`torch.Tensor` of shape `(batch_size, 1, num_samples)`): no shorter than the longest transform.
+        """
+        logits, features = zip(*(discriminator(audio) for discriminator in self.discriminators), strict=True)
+        return DiscriminatorOutput(list(logits), list(features))
+
+
+class MultiScaleSTFTDiscriminator(MultiDiscriminator):
     """One `STFTDiscriminator` per resolution.
 
     Args:
@@ -92,12 +189,60 @@ class MultiScaleSTFTDiscriminator(nn.Module):
         win_lengths: Sequence[int] | None = None,
         num_filters: int = 32,
     ):
-        super().__init__()
         hop_lengths = hop_lengths or [n_fft // 4 for n_fft in n_ffts]
         win_lengths = win_lengths or n_ffts
-        self.discriminators = nn.ModuleList(
-            STFTDiscriminator(n_fft, hop_length, win_length, num_filters)
-            for n_fft, hop_length, win_length in zip(n_ffts, hop_lengths, win_lengths, strict=True)
+        resolutions = zip(n_ffts, hop_lengths, win_lengths, strict=True)
+        super().__init__([STFTDiscriminator(*resolution, num_filters) for resolution in resolutions])
+
+
+class MultiPeriodDiscriminator(MultiDiscriminator):
+    """One `PeriodDiscriminator` per period (arXiv 2010.05646, section 2.3).
+
+    Args:
+        periods (`Sequence[int]`): in samples; primes, so that they overlap as little as possible.
+        channels (`Sequence[int]`): channels of the hidden layers.
+    """
+
+    def __init__(
+        self, periods: Sequence[int] = (2, 3, 5, 7, 11), channels: Sequence[int] = (32, 128, 512, 1024, 1024)
+    ):
+        super().__init__([PeriodDiscriminator(period, channels) for period in periods])
+
+
+class MultiScaleDiscriminator(MultiDiscriminator):
+    """One `ScaleDiscriminator` each for the waveform as it is, at half the rate, at a quarter, … (arXiv 1910.06711).
+
+    All layers have weight norm. HiFi-GAN's spectral norm on the first of them counts forward passes, so that training
+    would depend on how many micro-batches a batch is cut into.
+
+    Args:
+        num_rates (`int`): how many there are.
+        channels (`Sequence[int]`): channels of the hidden layers, multiples of 4.
+    """
+
+    def __init__(self, num_rates: int = 3, channels: Sequence[int] = (16, 64, 256, 1024, 1024)):
+        super().__init__([ScaleDiscriminator(num_poolings, channels) for num_poolings in range(num_rates)])
+
+
+DISCRIMINATORS = {
+    "stft": MultiScaleSTFTDiscriminator,
+    "period": MultiPeriodDiscriminator,
+    "scale": MultiScaleDiscriminator,
+}
+
+
+class AudioDiscriminator(nn.Module):
+    """Any of `DISCRIMINATORS`, whose judgements are listed one after the other.
+
+    Args:
+        arguments (`Mapping[str, Mapping[str, Any]]`): by name, the arguments that differ from the defaults.
+    """
+
+    def __init__(self, arguments: Mapping[str, Mapping[str, Any]]):
+        super().__init__()
+        self.arguments = {name: dict(values) for name, values in arguments.items()}
+        self.discriminators = nn.ModuleDict(
+            {name: DISCRIMINATORS[name](**values) for name, values in self.arguments.items()}
         )
 
     def forward(self, audio: torch.Tensor) -> DiscriminatorOutput:
@@ -106,5 +251,36 @@ class MultiScaleSTFTDiscriminator(nn.Module):
         Args:
             audio (`torch.Tensor` of shape `(batch_size, 1, num_samples)`): no shorter than the longest transform.
         """
-        logits, features = zip(*(discriminator(audio) for discriminator in self.discriminators), strict=True)
-        return DiscriminatorOutput(list(logits), list(features))
+        outputs = [discriminator(audio) for discriminator in self.discriminators.values()]
+        return DiscriminatorOutput(
+            [logits for output in outputs for logits in output.logits],
+            [features for output in outputs for features in output.features],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """
+        Saves the weights as safetensors, with the arguments in the metadata.
+
+        Raises:
+            OSError: where the file can't be written.
+        """
+        with staged_file(path) as staged:
+            save_file(self.state_dict(), staged, metadata={"discriminators": json.dumps(self.arguments)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AudioDiscriminator":
+        """
+        Builds the discriminators of a file that `save` wrote, with their weights.
+
+        Raises:
+            ValueError: where it is no such file.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                discriminator = cls(json.loads(file.metadata()["discriminators"]))
+                discriminator.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} is no discriminator as this package saves it; remove it to start anew."
+            ) from error
+        return discriminator

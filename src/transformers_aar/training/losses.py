@@ -1,7 +1,8 @@
 """Losses of the tokenizer's adversarial training, and their weighted sum.
 
 The generator minimises `3 adversarial + 3 feature + 0.1 wave + mel + commitment` (arXiv 2408.09027).
-The wave loss is `torch.nn.functional.l1_loss` on samples, and the commitment loss comes from the quantizer.
+The published wave loss is `torch.nn.functional.l1_loss` on samples, and the commitment loss comes from the quantizer.
+All are computed in float32, or in float64 where their arguments have it.
 """
 
 import warnings
@@ -12,14 +13,18 @@ import torch.nn.functional as F
 from torch import nn
 from torchaudio.transforms import MelSpectrogram
 
+from ..modeling_sat import at_least_fp32
+
 SAT_LOSS_WEIGHTS = {"adversarial": 3.0, "feature": 3.0, "wave": 0.1, "mel": 1.0, "commitment": 1.0}
+# The losses that need a discriminator.
+ADVERSARIAL_LOSSES = ("adversarial", "feature")
 
 
 class MelLoss(nn.Module):
     """L1 plus mean squared distance of log-mel spectrograms, summed over window lengths of 32, 64, … 2048 samples.
 
     Each resolution has 64 bands on the Slaney scale from 0 Hz to Nyquist, a Hann window, a hop of a quarter of it, and
-    takes log10 of the power. It is computed in float32, whatever autocast says.
+    takes log10 of the power. Autocast makes no difference.
 
     Args:
         sampling_rate (`int`): samples per second of the audio that is compared.
@@ -58,17 +63,35 @@ class MelLoss(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `()`.
         """
-        loss = torch.zeros((), device=fake.device)
+        losses = []
         with torch.autocast(fake.device.type, enabled=False):
             for spectrogram in self.spectrograms:
                 fake_mel, real_mel = self._log_mel(spectrogram, fake), self._log_mel(spectrogram, real)
-                loss = loss + F.l1_loss(fake_mel, real_mel) + F.mse_loss(fake_mel, real_mel)
-        return loss
+                losses += [F.l1_loss(fake_mel, real_mel), F.mse_loss(fake_mel, real_mel)]
+        return torch.stack(losses).sum()
 
     def _log_mel(self, spectrogram: MelSpectrogram, audio: torch.Tensor) -> torch.Tensor:
         padding = (spectrogram.n_fft - spectrogram.hop_length) // 2
-        padded = F.pad(audio.float(), (padding, padding), mode="reflect")
+        padded = F.pad(at_least_fp32(audio), (padding, padding), mode="reflect")
         return spectrogram(padded).clamp(min=self.floor).log10()
+
+
+def relative_error(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Energy of the difference over that of the recording, averaged over recordings: a scalar.
+
+    A wave loss that teaches pitch within minutes, where an absolute error is drowned by the mel loss, which by itself
+    leaves noise of the right colour for a long time.
+
+    Args:
+        fake (`torch.Tensor` of shape `(batch_size, 1, num_samples)`): the reconstruction.
+        real (`torch.Tensor` of the same shape): the recording.
+    """
+    real = at_least_fp32(real)
+    energies = real.square().sum((1, 2)).clamp(min=1e-3)  # so that silence doesn't divide by zero
+    return ((fake - real).square().sum((1, 2)) / energies).mean()
+
+
+WAVE_LOSSES = {"l1": F.l1_loss, "relative": relative_error}
 
 
 def adversarial_loss(fake_logits: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -77,7 +100,7 @@ def adversarial_loss(fake_logits: Sequence[torch.Tensor]) -> torch.Tensor:
     Args:
         fake_logits (`Sequence[torch.Tensor]`): each discriminator's logits on the reconstruction, of any shape.
     """
-    return torch.stack([F.relu(1 - logits).mean() for logits in fake_logits]).mean()
+    return torch.stack([F.relu(1 - at_least_fp32(logits)).mean() for logits in fake_logits]).mean()
 
 
 def discriminator_loss(real_logits: Sequence[torch.Tensor], fake_logits: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -87,12 +110,14 @@ def discriminator_loss(real_logits: Sequence[torch.Tensor], fake_logits: Sequenc
         real_logits (`Sequence[torch.Tensor]`): each discriminator's logits on the recording, of any shape.
         fake_logits (`Sequence[torch.Tensor]`): the same on the reconstruction, which the caller detaches.
     """
-    pairs = zip(real_logits, fake_logits, strict=True)
-    return torch.stack([F.relu(1 - real).mean() + F.relu(1 + fake).mean() for real, fake in pairs]).mean()
+    # relu(1 + D(fake)) is the hinge loss of -D(fake)
+    return adversarial_loss(real_logits) + adversarial_loss([-logits for logits in fake_logits])
 
 
 def feature_matching_loss(
-    real_features: Sequence[Sequence[torch.Tensor]], fake_features: Sequence[Sequence[torch.Tensor]]
+    real_features: Sequence[Sequence[torch.Tensor]],
+    fake_features: Sequence[Sequence[torch.Tensor]],
+    magnitudes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """L1 distance of the discriminators' activations relative to the recording's mean magnitude, a scalar.
 
@@ -101,18 +126,27 @@ def feature_matching_loss(
     Args:
         real_features (`Sequence[Sequence[torch.Tensor]]`): per discriminator and layer, activations on the recording.
         fake_features (`Sequence[Sequence[torch.Tensor]]`): the same on the reconstruction.
+        magnitudes (`torch.Tensor` of shape `(num_layers,)`, *optional*): the denominators, where the batch is a part
+            of a larger one: the mean over all parts of their [`mean_magnitudes`]. By default those of this batch.
     """
-    layers = [
-        (real.detach(), fake)
+    if magnitudes is None:
+        magnitudes = mean_magnitudes(real_features)
+    distances = [
+        F.l1_loss(at_least_fp32(fake), at_least_fp32(real.detach()))
         for real_layers, fake_layers in zip(real_features, fake_features, strict=True)
         for real, fake in zip(real_layers, fake_layers, strict=True)
     ]
-    distances = torch.stack([F.l1_loss(fake, real) for real, fake in layers])
-    return (distances / _mean_magnitudes([real for real, _ in layers])).mean()
+    return (torch.stack(distances) / magnitudes).mean()
 
 
-def _mean_magnitudes(activations: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([activation.abs().mean() for activation in activations])
+@torch.no_grad()
+def mean_magnitudes(real_features: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """Mean magnitude of each layer's activations, of shape `(num_layers,)`, discriminator by discriminator.
+
+    Args:
+        real_features (`Sequence[Sequence[torch.Tensor]]`): per discriminator and layer, activations on the recording.
+    """
+    return torch.stack([at_least_fp32(real).abs().mean() for layers in real_features for real in layers])
 
 
 def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:

@@ -1,0 +1,418 @@
+"""
+The loop that both trainings share. A *stage* ([`SatStage`], [`AarStage`]) knows how to take a step, to validate and to
+write its model; the loop counts steps, logs, saves, and stops. Everything that is random is a function of the seed and
+of the step or the example, so that a run that goes on from a checkpoint equals one that never stopped.
+"""
+
+import itertools
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import matplotlib.image
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers.utils import logging
+
+from ..data.audio import write_sound
+from ..data.staging import staged_file
+from ..evaluation.plots import plot_sounds
+from .arguments import LoopArguments
+from .checkpoints import Checkpoint, CheckpointFolder
+from .sampling import ExampleStream
+from .schedules import LEARNING_RATE_SCHEDULES
+
+logger = logging.get_logger(__name__)
+
+LOG_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped_files.json"
+
+
+class StopTraining(Exception):
+    """Something that ends a run with one sentence and a non-zero exit status."""
+
+
+class Stage(Protocol):
+    """What the loop asks of a training."""
+
+    name: str
+    sampling_rate: int
+    # the validation's figure by which the best checkpoint is chosen; smaller is better
+    metric: str
+
+    def recipe(self) -> dict[str, Any]:
+        """Settings that a checkpoint belongs to, as JSON; a run that goes on with others is told so."""
+
+    # batches are dictionaries with at least `names` and `skipped`, the latter pairs of a name and a reason
+    stream: ExampleStream
+
+    def step(self, micro_batches: list[dict], step: int) -> dict[str, torch.Tensor]:
+        """Takes an optimizer step and returns its losses, scalars of this process."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the validation set, the same on every process."""
+
+    def sounds(self) -> dict[str, torch.Tensor]:
+        """Waveforms `(channels, num_samples)` by title, to be listened to; every process asks for them."""
+
+    def prepare_files(self) -> Callable[[Path], None]:
+        """Gathers what a checkpoint holds (every process calls it) and returns what writes it into a folder."""
+
+    def load_files(self, folder: Path) -> None:
+        """Takes over what a checkpoint holds."""
+
+    def prepare_model(self) -> Callable[[Path], None]:
+        """As `prepare_files`, for the finished model."""
+
+
+@dataclass
+class Progress:
+    """How far a run is, and what it tells about itself; JSON in a checkpoint."""
+
+    step: int = 0
+    max_steps: int = 0
+    # of one process; names and reasons
+    skipped: dict[str, str] = field(default_factory=dict)
+    examples_read: int = 0
+
+    def count(self, micro_batches: list[dict]) -> None:
+        """Takes note of a step and of what was read for it."""
+        self.step += 1
+        for batch in micro_batches:
+            self.skipped.update(batch["skipped"])
+            self.examples_read += len(batch["names"])
+
+
+def make_accelerator(args: LoopArguments, find_unused_parameters: bool = False) -> Accelerator:
+    """Accelerate's view of the processes. Codebook statistics are summed by the model, so buffers aren't broadcast."""
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+    return Accelerator(
+        cpu=args.use_cpu,
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to.split(","),
+        project_dir=args.output_dir,
+        kwargs_handlers=[ddp],
+    )
+
+
+def num_steps(args: LoopArguments, num_examples: int, num_processes: int) -> int:
+    """Optimizer steps of the whole run."""
+    if args.max_steps is not None:
+        return args.max_steps
+    global_batch_size = args.per_device_batch_size * args.gradient_accumulation_steps * num_processes
+    return max(1, math.ceil(args.num_train_epochs * num_examples / global_batch_size))
+
+
+def learning_rate_factor(args: LoopArguments, step: int, max_steps: int) -> float:
+    """The schedule's share of the peak learning rate in a step."""
+    return LEARNING_RATE_SCHEDULES[args.lr_schedule](step, round(args.warmup_share * max_steps), max_steps)
+
+
+def take_step(accelerator: Accelerator, optimizer, parameters, max_grad_norm: float) -> torch.Tensor:
+    """
+    Clips the gradients and takes an optimizer step.
+
+    Returns:
+        The norm before clipping, a scalar.
+
+    Raises:
+        FloatingPointError: when it is NaN or infinite; the weights are left as they were.
+    """
+    norm = accelerator.clip_grad_norm_(parameters, max_grad_norm)
+    if not torch.isfinite(norm):
+        raise FloatingPointError("the gradients are not finite")
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def train(
+    stage: Stage, args: LoopArguments, accelerator: Accelerator, max_steps: int, max_skipped_share: float
+) -> Path:
+    """
+    Runs a training from its start or from a checkpoint to its end.
+
+    Args:
+        stage ([`Stage`]): what is trained.
+        args ([`LoopArguments`]): settings of the loop.
+        accelerator (`Accelerator`): the processes.
+        max_steps (`int`): optimizer steps of the whole run.
+        max_skipped_share (`float`): the run ends when a larger share of the examples couldn't be read.
+
+    Returns:
+        The folder of the finished model, or of the last checkpoint when the run was asked to stop.
+
+    Raises:
+        StopTraining: for a loss that isn't finite, too many broken files and a checkpoint that can't be written.
+    """
+    folder = CheckpointFolder(Path(args.output_dir), stage.name, args.save_total_limit)
+    progress = resume(stage, args, accelerator, folder, max_steps)
+    with StopRequest(args.max_minutes) as stop, TrainingLog(stage, args, accelerator, progress) as log:
+        stopped = take_steps(stage, args, accelerator, folder, progress, max_skipped_share, stop, log)
+        if stopped is not None:
+            accelerator.print(f"Stopped after step {progress.step}; --resume latest goes on from {stopped}.")
+            return stopped
+        final = write_files(accelerator, folder.finish, stage.prepare_model())
+        report_skipped(accelerator, progress, Path(args.output_dir))
+        accelerator.print(f"The finished model is in {final}.")
+        return final
+
+
+def take_steps(
+    stage: Stage,
+    args: LoopArguments,
+    accelerator: Accelerator,
+    folder: CheckpointFolder,
+    progress: Progress,
+    max_skipped_share: float,
+    stop: "StopRequest",
+    log: "TrainingLog",
+) -> Path | None:
+    """Goes through all steps that are left. Returns the last checkpoint when it was asked to stop before the end."""
+    loader = stage.stream.loader(range(progress.step, progress.max_steps))
+    for micro_batches in grouped(loader, args.gradient_accumulation_steps):
+        losses = guarded_step(stage, micro_batches, accelerator, progress, folder)
+        progress.count(micro_batches)
+        log.losses(losses)
+        is_last = progress.step == progress.max_steps
+        validates = progress.step % args.validation_steps == 0 or is_last
+        metric = log.validation() if validates else None
+        stops = stop.agreed(accelerator)
+        if progress.step % args.save_steps == 0 or is_last or stops:
+            check_skipped(accelerator, progress, max_skipped_share)
+            saved = save(stage, accelerator, folder, progress, metric)
+        if stops and not is_last:
+            return saved
+    return None
+
+
+def grouped(loader: DataLoader, size: int) -> Iterator[list[dict]]:
+    """The loader's micro-batches, a step's worth at a time."""
+    micro_batches = iter(loader)
+    while group := list(itertools.islice(micro_batches, size)):
+        yield group
+
+
+def guarded_step(
+    stage: Stage, micro_batches: list[dict], accelerator: Accelerator, progress: Progress, folder: CheckpointFolder
+) -> dict[str, torch.Tensor]:
+    """A step of the stage; when it isn't finite, the files are named that it was made of."""
+    try:
+        return stage.step(micro_batches, progress.step)
+    except FloatingPointError as error:
+        names = gather_object([name for batch in micro_batches for name in batch["names"]])
+        last = folder.latest()
+        raise StopTraining(
+            f"In step {progress.step + 1} {error}. Its batch was {'; '.join(names)}. The last good checkpoint is "
+            f"{last.path if last else 'none'}: look at these files, or go on from there with a lower learning rate."
+        ) from error
+
+
+def check_skipped(accelerator: Accelerator, progress: Progress, max_skipped_share: float) -> None:
+    """Brings together, from all processes, what couldn't be read; too much of it ends the run."""
+    for name, reason in gather_object(list(progress.skipped.items())):
+        progress.skipped.setdefault(name, reason)
+    share = len(progress.skipped) / (progress.examples_read * accelerator.num_processes)
+    if share > max_skipped_share:
+        name, reason = next(reversed(progress.skipped.items()))
+        raise StopTraining(
+            f"{share:.1%} of the files that were wanted couldn't be read, and {max_skipped_share:.1%} may be missing; "
+            f"one of them: {reason} Mend the dataset, or raise --max_skipped_share."
+        )
+
+
+def report_skipped(accelerator: Accelerator, progress: Progress, output_dir: Path) -> None:
+    """Lists the files that couldn't be read."""
+    if progress.skipped and accelerator.is_main_process:
+        with staged_file(output_dir / SKIPPED_FILE) as staged:
+            staged.write_text(json.dumps(progress.skipped, indent=1) + "\n")
+        print(f"{len(progress.skipped)} files couldn't be read; {output_dir / SKIPPED_FILE} lists them.")
+
+
+# --- Saving and going on ---------------------------------------------------------------------------------------------
+
+
+def save(
+    stage: Stage, accelerator: Accelerator, folder: CheckpointFolder, progress: Progress, metric: float | None
+) -> Path:
+    """Writes a checkpoint of the last step; see [`CheckpointFolder.save`]."""
+    state = {"progress": asdict(progress), "recipe": stage.recipe()}
+    return write_files(
+        accelerator, lambda write: folder.save(progress.step, state, write, metric), stage.prepare_files()
+    )
+
+
+def write_files(accelerator: Accelerator, write: Callable[[Callable], Path], files: Callable[[Path], None]) -> Path:
+    """Lets the main process write; when it can't, all processes end with its sentence."""
+    path, error = None, None
+    if accelerator.is_main_process:
+        try:
+            path = write(files)
+        except OSError as caught:
+            error = str(caught)
+    path, error = gather_object([(path, error)])[0]
+    if error is not None:
+        raise StopTraining(error)
+    return path
+
+
+def resume(
+    stage: Stage, args: LoopArguments, accelerator: Accelerator, folder: CheckpointFolder, max_steps: int
+) -> Progress:
+    """Brings a stage to where its checkpoint was, or leaves it at its start."""
+    checkpoint = find_checkpoint(args, folder)
+    if checkpoint is None:
+        return Progress(max_steps=max_steps)
+    stage.load_files(checkpoint.path)
+    progress = Progress(**checkpoint.state["progress"] | {"max_steps": max_steps})
+    before, now = checkpoint.state["recipe"], json.loads(json.dumps(stage.recipe()))
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed and accelerator.is_main_process:
+        changes = "; ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed)
+        logger.warning(f"This run goes on with other settings than it began with: {changes}.")
+    accelerator.print(f"Going on after step {progress.step}, from {checkpoint.path}.")
+    return progress
+
+
+def find_checkpoint(args: LoopArguments, folder: CheckpointFolder) -> Checkpoint | None:
+    """The checkpoint that `--resume` names. A run that has checkpoints isn't begun anew by accident."""
+    if args.resume == "latest":
+        return folder.latest()
+    if args.resume is not None:
+        return folder.load(Path(args.resume))
+    if (latest := folder.latest()) is not None:
+        raise StopTraining(
+            f"{args.output_dir} holds checkpoints of a run already, the last one {latest.path.name}: go on with "
+            "--resume latest, or name another --output_dir."
+        )
+    return None
+
+
+class StopRequest:
+    """
+    Within this context Ctrl-C, SIGTERM and the time limit end a run after the step under way; a second Ctrl-C ends it
+    at once.
+
+    Args:
+        max_minutes (`float`, *optional*): time from now on.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, max_minutes: float | None):
+        self.deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.requested = False
+
+    def __enter__(self) -> "StopRequest":
+        self.previous = {number: signal.signal(number, self._request) for number in self.signals}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; all of them get the same answer."""
+        wanted = self.requested or time.monotonic() > self.deadline
+        wanted = torch.tensor(float(wanted), device=accelerator.device)
+        return accelerator.reduce(wanted, reduction="sum").item() > 0
+
+    def _request(self, number: int, _) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+# --- Logging ---------------------------------------------------------------------------------------------------------
+
+
+class TrainingLog:
+    """
+    Writes losses, figures and sounds of a run: to Accelerate's trackers, to the progress bar and, one JSON object per
+    line, to `metrics.jsonl` in the output folder. Lines of steps that a resumed run takes again are replaced.
+    """
+
+    def __init__(self, stage: Stage, args: LoopArguments, accelerator: Accelerator, progress: Progress):
+        self.stage = stage
+        self.args = args
+        self.accelerator = accelerator
+        self.progress = progress
+        self.path = Path(args.output_dir) / LOG_FILE
+        self.pending: list[dict[str, torch.Tensor]] = []
+        self.started = time.monotonic()
+        self.bar = tqdm(
+            total=progress.max_steps,
+            initial=progress.step,
+            unit="step",
+            disable=None if accelerator.is_local_main_process else True,
+        )
+
+    def __enter__(self) -> "TrainingLog":
+        if self.accelerator.is_main_process:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= self.progress.step]
+            with staged_file(self.path) as staged:
+                staged.write_text("".join(f"{line}\n" for line in kept))
+        self.accelerator.init_trackers(self.stage.name)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+        self.accelerator.end_training()
+
+    def losses(self, losses: dict[str, torch.Tensor]) -> None:
+        """Takes the losses of a step; their means go out at every `logging_steps`."""
+        self.pending.append({name: value.detach() for name, value in losses.items()})
+        self.bar.update()
+        if self.progress.step % self.args.logging_steps and self.progress.step != self.progress.max_steps:
+            return
+        means = {}
+        for name in dict.fromkeys(name for entry in self.pending for name in entry):
+            values = torch.stack([entry[name] for entry in self.pending if name in entry])
+            means[name] = self.accelerator.reduce(values.mean(), reduction="mean").item()
+        self.pending.clear()
+        self._write({f"train/{name}": value for name, value in means.items()})
+        self.bar.set_postfix({name: f"{value:.4g}" for name, value in list(means.items())[:4]})
+
+    def validation(self) -> float:
+        """Validates, logs the figures and some sounds, and returns the metric."""
+        figures = self.stage.validate()
+        self._write({f"validation/{name}": value for name, value in figures.items()})
+        sounds = self.stage.sounds()
+        if self.accelerator.is_main_process and sounds:
+            self._write_sounds(sounds)
+        return figures[self.stage.metric]
+
+    def _write(self, values: dict[str, float]) -> None:
+        self.accelerator.log(values, step=self.progress.step)
+        if self.accelerator.is_main_process:
+            entry = {"step": self.progress.step, "seconds": round(time.monotonic() - self.started, 3), **values}
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _write_sounds(self, sounds: dict[str, torch.Tensor]) -> None:
+        """A picture of all sounds and a file of each, in a folder of this step and in the trackers that take them."""
+        folder = self.path.parent / "sounds" / f"step-{self.progress.step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        rate, step = self.stage.sampling_rate, self.progress.step
+        plot_sounds(folder / "spectrograms.png", sounds, rate)
+        picture = matplotlib.image.imread(folder / "spectrograms.png")
+        for title, sound in sounds.items():
+            with write_sound(folder / f"{title.replace(', ', '-').replace(' ', '_')}.wav", rate, len(sound)) as writer:
+                writer.write(sound)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_image("sounds", picture, step, dataformats="HWC")
+                for title, sound in sounds.items():
+                    tracker.writer.add_audio(title, sound.detach().float().cpu(), step, rate)
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"sounds": [picture]}, step=step)
