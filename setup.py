@@ -29,7 +29,11 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src", "transformers_aar.model_cards": "model_cards"},
     packages=[*find_packages("src"), "transformers_aar.model_cards"],
-    package_data={"transformers_aar": ["pretrained/**"], "transformers_aar.model_cards": ["*.md"]},
+    package_data={
+        "transformers_aar": ["pretrained/**"],
+        "transformers_aar.data": ["audioset_classes.csv"],
+        "transformers_aar.model_cards": ["*.md"],
+    },
     install_requires=[
         "accelerate",
         "datasets",

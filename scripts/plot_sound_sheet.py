@@ -1,6 +1,8 @@
-"""Draws mel spectrograms of the synthetic sounds, one row per kind and one column per seed:
+"""Draws mel spectrograms of the synthetic sounds, three seconds of three seeds per kind, two kinds per row:
 `python scripts/plot_sound_sheet.py OUTPUT.png`."""
 
+import io
+import math
 from pathlib import Path
 
 import matplotlib
@@ -11,30 +13,40 @@ import matplotlib.pyplot as plt
 import torch
 import torchaudio
 import typer
+from PIL import Image
 
+from transformers_aar.data.staging import staged_file
 from transformers_aar.data.synthesis import SOUND_KINDS, synthesize
 
 SAMPLING_RATE = 24_000
-NUM_SEEDS = 4
+DURATION_SECONDS = 3.0
+NUM_SEEDS = 3
+KINDS_PER_ROW = 2
+# noise doesn't compress; few colours keep the picture small
+NUM_COLORS = 24
 
 
 def main(output: Path) -> None:
     """Writes the sheet as a picture to OUTPUT."""
-    mel = torchaudio.transforms.MelSpectrogram(SAMPLING_RATE, n_fft=1024, hop_length=128, n_mels=96, f_min=30)
-    figure, axes = plt.subplots(
-        len(SOUND_KINDS), NUM_SEEDS, figsize=(14, 1.7 * len(SOUND_KINDS)), layout="constrained"
-    )
-    for row, kind in zip(axes, SOUND_KINDS, strict=True):
-        for seed, axis in enumerate(row):
-            power = mel(torch.from_numpy(synthesize(kind, seed, sampling_rate=SAMPLING_RATE)))
+    mel = torchaudio.transforms.MelSpectrogram(SAMPLING_RATE, n_fft=1024, hop_length=240, n_mels=80, f_min=30)
+    num_rows = math.ceil(len(SOUND_KINDS) / KINDS_PER_ROW)
+    figure = plt.figure(figsize=(14, 1.05 * num_rows), layout="constrained")
+    axes = iter(figure.subplots(num_rows, KINDS_PER_ROW * NUM_SEEDS).ravel())
+    for kind in SOUND_KINDS:
+        for seed in range(NUM_SEEDS):
+            axis = next(axes)
+            power = mel(torch.from_numpy(synthesize(kind, seed, DURATION_SECONDS, SAMPLING_RATE)))
             decibels = torchaudio.functional.amplitude_to_DB(power, 10.0, 1e-8, 0.0, top_db=70.0)
             axis.imshow(decibels, origin="lower", aspect="auto", cmap="magma")
             axis.set(xticks=[], yticks=[])
-        row[0].set_title(kind, loc="left", fontsize=10)
-    # Written aside and renamed, so that a failure leaves no half-written picture.
-    partial = output.with_name(f".{output.name}.partial")
-    figure.savefig(partial, format=output.suffix.lstrip(".") or "png", dpi=80)
-    partial.replace(output)
+            if seed == 0:
+                axis.set_ylabel(kind.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=10)
+    for axis in axes:
+        axis.set_axis_off()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=75)
+    with staged_file(output) as staged:
+        Image.open(drawn).convert("RGB").quantize(NUM_COLORS).save(staged, optimize=True)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from transformers_aar.evaluation.nearest_centroid import NearestCentroid
 from transformers_aar.training.losses import MelLoss
 
 FIRST_HELD_OUT_SEED = 1_000_000
+# the kinds that the checkpoint was trained on
+KINDS = SOUND_KINDS[:12]
 
 
 def sounds_of_all_kinds(seeds: range) -> tuple[torch.Tensor, torch.Tensor]:
-    sounds = torch.stack([torch.from_numpy(synthesize(kind, seed)) for seed in seeds for kind in SOUND_KINDS])
-    return sounds, torch.arange(len(SOUND_KINDS)).repeat(len(seeds))
+    sounds = torch.stack([torch.from_numpy(synthesize(kind, seed)) for seed in seeds for kind in KINDS])
+    return sounds, torch.arange(len(KINDS)).repeat(len(seeds))
 
 
 def card_figure(pattern: str) -> float:
@@ -39,7 +41,7 @@ def test_size_and_contents(model):
     with safe_open(folder / "model.safetensors", "pt") as weights:
         assert weights.get_tensor("codec_model.quantizer.codebook").dtype == torch.float32
     assert model.dtype == torch.float32
-    assert json.loads((folder / "config.json").read_text())["labels"] == list(SOUND_KINDS)
+    assert json.loads((folder / "config.json").read_text())["labels"] == list(KINDS)
 
 
 @torch.no_grad()
@@ -55,9 +57,9 @@ def test_generated_sounds_are_named_rightly(model):
     """Five sounds of each of the twelve kinds: at least half are what was asked for, and as many as the card says."""
     classifier = NearestCentroid(*sounds_of_all_kinds(range(100)), 24_000)
     processor = AutoProcessor.from_pretrained(BUNDLED_CHECKPOINT)
-    kinds = torch.arange(len(SOUND_KINDS)).repeat(5)
+    kinds = torch.arange(len(KINDS)).repeat(5)
     generators = [torch.Generator().manual_seed(FIRST_HELD_OUT_SEED + index) for index in range(len(kinds))]
-    waveforms = model.generate(**processor([SOUND_KINDS[kind] for kind in kinds]), generator=generators)
+    waveforms = model.generate(**processor([KINDS[kind] for kind in kinds]), generator=generators)
     right = int((classifier(waveforms[:, 0]) == kinds).sum())
     assert right >= 30
     claimed = card_figure("generated sounds that a nearest-centroid classifier names rightly")

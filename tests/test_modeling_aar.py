@@ -304,6 +304,29 @@ def test_randomness_in_training_only(build_generator, inputs):
     assert torch.equal(first, model(**inputs).logits)
 
 
+def test_given_draws_decide_what_is_dropped(build_generator, inputs):
+    """With draws of its own an example doesn't depend on its batch or on the global generator."""
+    model = build_generator(conditioning_dropout=0.5, drop_path_rate=0.5).requires_grad_(False)
+    evaluated = model(**inputs).logits
+    model.train()
+    rows = inputs["audio_codes"].shape[0] * inputs["audio_codes"].shape[1]
+    draws = torch.rand(rows, 5, generator=torch.Generator().manual_seed(0))
+    logits = model(**inputs, dropout_draws=draws).logits
+    assert torch.equal(logits, model(**inputs, dropout_draws=draws).logits)
+    alone = {name: value[:1] for name, value in inputs.items()}
+    windows = inputs["audio_codes"].shape[1]
+    torch.testing.assert_close(model(**alone, dropout_draws=draws[:windows]).logits, logits[:windows])
+    nothing_dropped = model(**inputs, dropout_draws=torch.ones(rows, 5))
+    # the first block is never skipped, and the branches of the second are scaled up by 1 / (1 - 0.5)
+    assert not torch.equal(nothing_dropped.logits, evaluated)
+    dropped = model(**inputs, dropout_draws=torch.tensor([[0.0, 1, 1, 1, 1]]).expand(rows, -1)).logits
+    unconditional = {
+        **inputs,
+        "conditioning_embeds": model.model.uncond_embedding.expand(len(inputs["audio_codes"]), -1),
+    }
+    torch.testing.assert_close(dropped, model(**unconditional, dropout_draws=torch.ones(rows, 5)).logits)
+
+
 def test_dropped_rows_are_unconditional(build_generator):
     """A dropped row is predicted as with `uncond_embedding`, about the configured share of all rows."""
     model = build_generator(conditioning_dropout=0.3, drop_path_rate=0.0).requires_grad_(False)
@@ -386,6 +409,8 @@ def test_labels_are_averaged(build_generator):
     torch.testing.assert_close(masked, torch.stack([(table[0] + table[2]) / 2, table[1]]))
     padded = model.encode_conditioning(input_ids=torch.tensor([[2, 3, 4]]), attention_mask=torch.tensor([[1, 0, 0]]))
     torch.testing.assert_close(padded, table[[2]])
+    unlabelled = model.encode_conditioning(input_ids=torch.tensor([[0]]), attention_mask=torch.tensor([[0]]))
+    assert torch.equal(unlabelled, model.model.uncond_embedding)
     with pytest.raises(ValueError, match="labels"):
         model.encode_conditioning(input_features=torch.zeros(1, 1, 100, 16))
     with pytest.raises(ValueError, match=r"\(batch_size, labels\)"):

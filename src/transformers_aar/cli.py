@@ -1,10 +1,10 @@
-"""The command `transformers-aar`: make sounds, take them apart and put them together, convert and share models."""
+"""The command `transformers-aar`: make sounds, take them apart and put them together, convert and share models, look
+after datasets."""
 
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,10 +34,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+dataset_app = typer.Typer(help="Folders of sounds in AudioSet's layout.")
+app.add_typer(dataset_app, name="dataset")
 
 
 class SoundFormat(str, Enum):
     wav = "wav"
+    flac = "flac"
+
+
+class ClipFormat(str, Enum):
+    mp3 = "mp3"
     flac = "flac"
 
 
@@ -289,16 +296,62 @@ def _num_parameters(model: "PreTrainedModel") -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+# --- Datasets --------------------------------------------------------------------------------------------------------
+
+
+@dataset_app.command()
+def synth(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder, or one that was begun before.")],
+    hours: Annotated[float, typer.Option(help="Length of the training split.")],
+    eval_hours: Annotated[float, typer.Option(help="Length of the evaluation split.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Another seed makes other sounds.")] = 0,
+    audio_format: Annotated[
+        ClipFormat, typer.Option("--format", help="MP3 as AudioSet's, or FLAC without loss, four times as large.")
+    ] = ClipFormat.mp3,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes that make clips.")] = 1,
+) -> None:
+    """Synthesise sounds into a folder in AudioSet's layout, for want of recordings."""
+    from .data.synthetic_audioset import write_audioset
+
+    write_audioset(folder, hours, eval_hours, seed, audio_format.value, processes)
+    typer.echo(f"{folder}: {hours:g} hours to train on, {eval_hours:g} to evaluate")
+
+
+@dataset_app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in AudioSet's layout.")],
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every sound, not only its header.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write all missing, refused and unreadable clips there.")
+    ] = None,
+) -> None:
+    """Say what a folder of sounds holds, and what is wrong with it, before training."""
+    from .data.dataset_check import check_audioset, describe_split, write_report
+
+    if report is not None:
+        _make_folder(report.parent)
+    splits = check_audioset(folder, decode)
+    for split in splits:
+        typer.echo("\n".join(describe_split(split)))
+    if report is not None:
+        write_report(report, splits)
+        typer.echo(f"{report}: {sum(len(split.problems()) for split in splits)} clips")
+    if not any(split.sounds for split in splits):
+        raise ValueError(f"{folder} holds no sound that can be used.")
+
+
 # --- Loading ---------------------------------------------------------------------------------------------------------
 
 
 def _load_generator(source: str, device: str | None) -> tuple["AarForConditionalGeneration", "ProcessorMixin"]:
     from transformers import AutoProcessor
 
+    from .hub.loading import explained
+
     model = _load_model(source, device)
     if model.config.model_type != "aar":
         raise ValueError(f"{source} is a codec, which generates nothing by itself: name a generator's folder.")
-    with _explained(f"{source} can't be loaded as a processor"):
+    with explained(f"{source} can't be loaded as a processor"):
         return model, AutoProcessor.from_pretrained(source, trust_remote_code=False)
 
 
@@ -310,44 +363,18 @@ def _load_codec(source: str, device: str | None) -> "SatModel":
 def _load_model(source: str, device: str | None) -> "PreTrainedModel":
     """A codec or a generator from a folder or the Hub; a `ValueError` in one sentence where there is none."""
     import torch
-    from transformers import AutoConfig, AutoModel
 
     _quiet_transformers()
-    if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise ValueError(f"{source} is no folder: name one that holds a model, or a repository OWNER/NAME on the Hub.")
+
+    from .hub.loading import explained, load_model
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with _explained(f"The device {device} can't be used"):
+    with explained(f"The device {device} can't be used"):
         # some only fail, or hold no numbers, once something is computed there
         torch.ones(1, device=device).add(1).item()
-    with _explained(f"{source} can't be loaded as a model"):
-        # never asks whether to run a folder's code: that of the package is there
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if config.model_type not in ("sat", "aar"):
-            raise ValueError(f"it is a {config.model_type}, neither a codec (sat) nor a generator (aar).")
-        model, loading = AutoModel.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
-        )
-    faulty = {*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}
-    if faulty:
-        raise ValueError(f"{source} is damaged: its weights lack {min(faulty)}, or have it in another size.")
-    with _explained(f"The device {device} can't be used"):
-        return model.eval().to(device)
-
-
-@contextmanager
-def _explained(what_failed: str) -> Iterator[None]:
-    """Makes one sentence of the errors, many of them with many lines, that the libraries raise when loading."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    # a damaged file makes the libraries stumble anywhere, over any kind of error
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        reason = " ".join(lines) if lines[0].rstrip().endswith(":") else lines[0]
-        if not isinstance(error, (OSError, ValueError, RuntimeError, AssertionError, ImportError, SafetensorError)):
-            reason = f"its files are damaged ({type(error).__name__}: {reason})."
-        raise ValueError(f"{what_failed}: {reason}") from error
+    model = load_model(source)
+    with explained(f"The device {device} can't be used"):
+        return model.to(device)
 
 
 def _quiet_transformers() -> None:

@@ -648,16 +648,17 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         return output.pooler_output
 
     def _encode_labels(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Mean of the table's rows over the labels of each sound."""
+        """Mean of the table's rows over the labels of each sound; one without any is unconditional."""
         if input_ids.ndim != 2:
             raise ValueError(f"`input_ids` must have the shape (batch_size, labels), got {tuple(input_ids.shape)}.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        # ids past the last label are the tokenizer's padding
         # ids that the mask leaves out are the tokenizer's padding, which has no row in the table
         embeds = self.model.label_embeddings(input_ids.masked_fill(attention_mask == 0, 0))
         weights = attention_mask.to(embeds.dtype)[..., None]
-        return (embeds * weights).sum(1) / weights.sum(1).clamp(min=1)
+        counts = weights.sum(1)
+        mean = (embeds * weights).sum(1) / counts.clamp(min=1)
+        return torch.where(counts > 0, mean, self.model.uncond_embedding.to(mean.dtype))
 
     def forward(
         self,

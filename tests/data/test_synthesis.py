@@ -1,10 +1,13 @@
 """The synthetic sounds: reproducible, well levelled, refused by name when unknown, told apart by simple statistics."""
 
+import csv
 import hashlib
 import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -15,25 +18,34 @@ from transformers_aar.data.synthesis import SOUND_KINDS, synthesize
 from transformers_aar.evaluation.nearest_centroid import NearestCentroid
 
 SAMPLING_RATE = 24_000
+# The bundled checkpoint and its figures were made with these.
+FIRST_KINDS = SOUND_KINDS[:12]
 
 
-def digest_of_all_kinds() -> str:
+def digest(kinds: Sequence[str]) -> str:
     """Hash of one sound of each kind at 16 bits."""
-    digest = hashlib.sha256()
-    for kind in SOUND_KINDS:
-        digest.update(np.round(synthesize(kind, seed=7) * 32767).astype("<i2").tobytes())
-    return digest.hexdigest()
+    sha256 = hashlib.sha256()
+    for kind in kinds:
+        sha256.update(np.round(synthesize(kind, seed=7) * 32767).astype("<i2").tobytes())
+    return sha256.hexdigest()
 
 
-def sounds_and_kinds(seeds: range) -> tuple[torch.Tensor, torch.Tensor]:
-    """One sound of every kind per seed, `(sounds, samples)`, and their kinds."""
-    sounds = np.stack([synthesize(kind, seed) for seed in seeds for kind in SOUND_KINDS])
-    return torch.from_numpy(sounds), torch.arange(len(SOUND_KINDS)).repeat(len(seeds))
+def sounds_and_labels(kinds: Sequence[str], seeds: range) -> tuple[torch.Tensor, torch.Tensor]:
+    """One sound of every kind per seed, `(sounds, samples)`, and the positions of their kinds."""
+    sounds = np.stack([synthesize(kind, seed) for seed in seeds for kind in kinds])
+    return torch.from_numpy(sounds), torch.arange(len(kinds)).repeat(len(seeds))
 
 
-def test_there_are_twelve_kinds_with_siren_among_them():
-    assert len(set(SOUND_KINDS)) == len(SOUND_KINDS) == 12
-    assert "Siren" in SOUND_KINDS
+def test_kinds_are_classes_of_audioset():
+    with files("transformers_aar.data").joinpath("audioset_classes.csv").open(encoding="utf-8") as file:
+        classes = {row["display_name"] for row in csv.DictReader(file)}
+    assert len(set(SOUND_KINDS)) == len(SOUND_KINDS) == 50
+    assert set(SOUND_KINDS) <= classes
+
+
+def test_the_first_kinds_sound_as_they_always_did():
+    assert FIRST_KINDS[0] == "Applause" and FIRST_KINDS[-1] == "Wind"
+    assert digest(FIRST_KINDS) == "61ebbe8aea987220238f6a56963a030463351bc03ea1cab72fa4626a93a98634"
 
 
 def test_a_fresh_interpreter_makes_the_same_sounds():
@@ -42,16 +54,17 @@ def test_a_fresh_interpreter_makes_the_same_sounds():
     script = "\n".join(
         [
             "import hashlib, numpy as np",
+            "from collections.abc import Sequence",
             "from transformers_aar.data.synthesis import SOUND_KINDS, synthesize",
-            inspect.getsource(digest_of_all_kinds),
-            "print(digest_of_all_kinds())",
+            inspect.getsource(digest),
+            "print(digest(SOUND_KINDS))",
         ]
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == digest_of_all_kinds()
+    assert result.stdout.strip() == digest(SOUND_KINDS)
 
 
 @pytest.mark.parametrize("kind", SOUND_KINDS)
@@ -103,9 +116,14 @@ def test_bad_arguments_are_refused_with_a_sentence(arguments, sentence):
         synthesize(**arguments)
 
 
-def test_nearest_centroid_names_held_out_sounds():
-    """Centroids of 40 seeds per kind name at least 95 % of 20 other seeds per kind."""
-    classifier = NearestCentroid(*sounds_and_kinds(range(40)), SAMPLING_RATE)
-    sounds, kinds = sounds_and_kinds(range(40, 60))
-    correct = (classifier(sounds) == kinds).float().view(-1, len(SOUND_KINDS)).mean(0)
-    assert correct.mean() >= 0.95, dict(zip(SOUND_KINDS, correct.tolist(), strict=True))
+@pytest.mark.parametrize(
+    ("kinds", "share"),
+    [(FIRST_KINDS, 0.95), pytest.param(SOUND_KINDS, 0.9, marks=pytest.mark.slow)],
+    ids=["first kinds", "all kinds"],
+)
+def test_nearest_centroid_names_held_out_sounds(kinds, share):
+    """Centroids of 40 seeds per kind name at least that share of 20 other seeds per kind."""
+    classifier = NearestCentroid(*sounds_and_labels(kinds, range(40)), SAMPLING_RATE)
+    sounds, labels = sounds_and_labels(kinds, range(40, 60))
+    correct = (classifier(sounds) == labels).float().view(-1, len(kinds)).mean(0)
+    assert correct.mean() >= share, dict(zip(kinds, correct.tolist(), strict=True))

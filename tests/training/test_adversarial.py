@@ -362,11 +362,13 @@ def test_parts_of_a_batch_share_their_denominators():
 
 
 def test_relative_error():
-    """Loud and quiet sounds count alike, and silence is no division by zero."""
+    """Loud and quiet sounds count alike, down to -40 dB; below that they count less and less."""
     real = torch.stack([torch.full((1, 100), 0.5), torch.full((1, 100), 0.05), torch.zeros(1, 100)])
     assert relative_error(real * 0.9, real).item() == pytest.approx((0.01 + 0.01 + 0) / 3)
     assert relative_error(torch.zeros_like(real), real).item() == pytest.approx(2 / 3)
     assert torch.isfinite(relative_error(real + 1, real))
+    murmur = torch.full((1, 1, 100), 1e-3)
+    assert relative_error(torch.zeros_like(murmur), murmur).item() == pytest.approx(0.01)
 
 
 def test_mel_transforms_are_built_once():

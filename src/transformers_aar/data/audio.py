@@ -1,10 +1,11 @@
 """Sound files, read and written block by block, so that their length doesn't matter for memory."""
 
+import io
 import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import soundfile
@@ -32,33 +33,41 @@ class SoundInfo:
         sampling_rate (`int`): samples per second, in Hz.
         channels (`int`): number of channels.
         num_samples (`int`): samples per channel, at least 1.
+        data (`bytes`, *optional*): the file's contents, where they aren't read from `path`.
     """
 
     path: Path
     sampling_rate: int
     channels: int
     num_samples: int
+    data: bytes | None = field(default=None, repr=False)
 
     def length_at(self, sampling_rate: int) -> int:
         """Samples per channel after resampling to `sampling_rate` Hz."""
         return math.ceil(self.num_samples * sampling_rate / self.sampling_rate)
 
 
-def inspect_sound(path: str | Path) -> SoundInfo:
+def inspect_sound(path: str | Path, data: bytes | None = None) -> SoundInfo:
     """
     Looks at the header of a sound file without reading it.
+
+    Args:
+        path (`str` or `Path`): the file.
+        data (`bytes`, *optional*): its contents, where they are at hand; `path` is then only what messages call it.
 
     Raises:
         ValueError: when the file is missing, is no sound that libsndfile reads, is empty or ends too early.
     """
-    with _open(Path(path)) as file:
+    with _open(Path(path), data) as file:
         _refuse_truncated_container(file.extra_info, path)
         if file.frames < 1:
             raise ValueError(f"{path} is empty: it holds no samples.")
-        return SoundInfo(Path(path), file.samplerate, file.channels, file.frames)
+        return SoundInfo(Path(path), file.samplerate, file.channels, file.frames, data)
 
 
-def read_sound(path: str | Path, sampling_rate: int, channels: int = 1) -> Iterator[torch.Tensor]:
+def read_sound(
+    path: str | Path, sampling_rate: int, channels: int = 1, data: bytes | None = None
+) -> Iterator[torch.Tensor]:
     """
     Reads WAV, FLAC, OGG, MP3 and what else libsndfile knows, block by block.
 
@@ -67,6 +76,7 @@ def read_sound(path: str | Path, sampling_rate: int, channels: int = 1) -> Itera
         sampling_rate (`int`): rate in Hz to resample to; the result equals resampling the whole file at once.
         channels (`int`, defaults to 1): 1 mixes all channels down to their mean; another number must be the file's, or
             the file must be mono, which is then repeated.
+        data (`bytes`, *optional*): as for `inspect_sound`.
 
     Yields:
         `torch.FloatTensor` of shape `(channels, num_samples)`; together they have `SoundInfo.length_at(sampling_rate)`
@@ -76,7 +86,7 @@ def read_sound(path: str | Path, sampling_rate: int, channels: int = 1) -> Itera
         ValueError: as `inspect_sound`, and for NaN or infinite samples, a file that ends before its header says so,
             and a number of channels that doesn't fit.
     """
-    info = inspect_sound(path)
+    info = inspect_sound(path, data)
     blocks = (_as_channels(block, channels, path) for block in _read_blocks(info))
     yield from resample_blocks(blocks, info.sampling_rate, sampling_rate)
 
@@ -89,19 +99,11 @@ def resample_blocks(blocks: Iterable[torch.Tensor], orig_rate: int, new_rate: in
     Raises:
         ValueError: for two rates with so small a common divisor that the filter wouldn't fit into memory.
     """
-    divisor = math.gcd(orig_rate, new_rate)
-    orig, new = orig_rate // divisor, new_rate // divisor
+    orig, new = resampling_ratio(orig_rate, new_rate)
     if orig == new:
         yield from blocks
         return
-    if orig * new > MAX_FILTER_SIZE:
-        raise ValueError(
-            f"Resampling from {orig_rate} Hz to {new_rate} Hz takes too large a filter: convert the file to "
-            f"{new_rate} Hz or a common rate first, for example with ffmpeg -ar {new_rate}."
-        )
-    # Every `orig` samples make `new` samples, with the same filters. These reach six zero crossings of the lower rate
-    # to both sides (lowpass_filter_width 6, rolloff 0.99), which is less than `margin` such steps.
-    margin = math.ceil(6 / (0.99 * min(orig, new))) + 1
+    margin = filter_margin(orig, new)
     buffer, done = None, 0
     for block in blocks:
         buffer = block if buffer is None else torch.cat([buffer, block], dim=-1)
@@ -113,6 +115,31 @@ def resample_blocks(blocks: Iterable[torch.Tensor], orig_rate: int, new_rate: in
             buffer = buffer[..., (ready - done) * orig :]
     if buffer is not None:
         yield torchaudio.functional.resample(buffer, orig, new)[..., done * new :]
+
+
+def resampling_ratio(orig_rate: int, new_rate: int) -> tuple[int, int]:
+    """
+    The two rates in lowest terms: every `orig` samples make `new` samples, always with the same filters.
+
+    Raises:
+        ValueError: as `resample_blocks`.
+    """
+    divisor = math.gcd(orig_rate, new_rate)
+    orig, new = orig_rate // divisor, new_rate // divisor
+    if orig * new > MAX_FILTER_SIZE:
+        raise ValueError(
+            f"Resampling from {orig_rate} Hz to {new_rate} Hz takes too large a filter: convert the file to "
+            f"{new_rate} Hz or a common rate first, for example with ffmpeg -ar {new_rate}."
+        )
+    return orig, new
+
+
+def filter_margin(orig: int, new: int) -> int:
+    """
+    How far torchaudio's filters reach to both sides, rounded up to steps of `orig` samples: six zero crossings of the
+    lower rate (lowpass_filter_width 6, rolloff 0.99).
+    """
+    return math.ceil(6 / (0.99 * min(orig, new))) + 1
 
 
 class SoundWriter:
@@ -163,7 +190,7 @@ def write_sound(path: str | Path, sampling_rate: int, channels: int = 1) -> Iter
             raise OSError("the disk is full, or the sound too long for this format") from error
 
 
-class _ForwardSoundFile(soundfile.SoundFile):
+class ForwardSoundFile(soundfile.SoundFile):
     """
     A file that is read from its beginning to its end. Otherwise soundfile seeks to the current position after every
     read, which makes MP3 decoders start anew and garbles some thousand samples of each block.
@@ -173,15 +200,15 @@ class _ForwardSoundFile(soundfile.SoundFile):
         return False
 
 
-def _open(path: Path) -> soundfile.SoundFile:
-    if not path.exists():
+def _open(path: Path, data: bytes | None = None) -> soundfile.SoundFile:
+    if data is None and not path.exists():
         raise ValueError(f"{path} doesn't exist.")
-    if path.is_dir():
+    if data is None and path.is_dir():
         raise ValueError(f"{path} is a folder: name the sound files in it.")
-    if path.stat().st_size == 0:
+    if (path.stat().st_size if data is None else len(data)) == 0:
         raise ValueError(f"{path} is empty: it holds no samples.")
     try:
-        return _ForwardSoundFile(path)
+        return ForwardSoundFile(path if data is None else io.BytesIO(data))
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} is no sound file that can be read (WAV, FLAC, OGG and MP3 can).") from error
 
@@ -197,7 +224,7 @@ def _refuse_truncated_container(log: str, path: str | Path) -> None:
 def _read_blocks(info: SoundInfo) -> Iterator[torch.Tensor]:
     """Blocks `(channels, num_samples)` of finite samples at the file's rate, `info.num_samples` in all."""
     position = 0
-    with _open(info.path) as file:
+    with _open(info.path, info.data) as file:
         while position < info.num_samples:
             try:
                 block = file.read(BLOCK_SECONDS * info.sampling_rate, dtype="float32", always_2d=True)

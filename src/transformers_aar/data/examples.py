@@ -102,7 +102,7 @@ class TokenExamples(Dataset):
         row = self.dataset[index]
         example = {
             "codes": torch.as_tensor(row["codes"], dtype=torch.long),
-            "labels": row["labels"],
+            "labels": row.get("labels") or [],
             "name": f"{row['id']}, window {row['window']}",
             "draws": torch.from_numpy(example_generator(self.seed, epoch, index).random(self.num_draws)),
             "skipped": [],

@@ -135,7 +135,12 @@ def take_step(accelerator: Accelerator, optimizer, parameters, max_grad_norm: fl
 
 
 def train(
-    stage: Stage, args: LoopArguments, accelerator: Accelerator, max_steps: int, max_skipped_share: float
+    stage: Stage,
+    args: LoopArguments,
+    accelerator: Accelerator,
+    max_steps: int,
+    max_skipped_share: float,
+    missing: dict[str, str],
 ) -> Path:
     """
     Runs a training from its start or from a checkpoint to its end.
@@ -146,6 +151,7 @@ def train(
         accelerator (`Accelerator`): the processes.
         max_steps (`int`): optimizer steps of the whole run.
         max_skipped_share (`float`): the run ends when a larger share of the examples couldn't be read.
+        missing (`dict[str, str]`): sounds that were never there, with the reason, for the report at the end.
 
     Returns:
         The folder of the finished model, or of the last checkpoint when the run was asked to stop.
@@ -161,7 +167,8 @@ def train(
             accelerator.print(f"Stopped after step {progress.step}; --resume latest goes on from {stopped}.")
             return stopped
         final = write_files(accelerator, folder.finish, stage.prepare_model())
-        report_skipped(accelerator, progress, Path(args.output_dir))
+        if accelerator.is_main_process:
+            report_skipped(missing | progress.skipped, Path(args.output_dir))
         accelerator.print(f"The finished model is in {final}.")
         return final
 
@@ -229,12 +236,12 @@ def check_skipped(accelerator: Accelerator, progress: Progress, max_skipped_shar
         )
 
 
-def report_skipped(accelerator: Accelerator, progress: Progress, output_dir: Path) -> None:
-    """Lists the files that couldn't be read."""
-    if progress.skipped and accelerator.is_main_process:
+def report_skipped(skipped: dict[str, str], output_dir: Path) -> None:
+    """Lists the sounds that were missing or couldn't be read."""
+    if skipped:
         with staged_file(output_dir / SKIPPED_FILE) as staged:
-            staged.write_text(json.dumps(progress.skipped, indent=1) + "\n")
-        print(f"{len(progress.skipped)} files couldn't be read; {output_dir / SKIPPED_FILE} lists them.")
+            staged.write_text(json.dumps(skipped, indent=1) + "\n")
+        print(f"{len(skipped)} sounds were missing or couldn't be read; {output_dir / SKIPPED_FILE} lists them.")
 
 
 # --- Saving and going on ---------------------------------------------------------------------------------------------

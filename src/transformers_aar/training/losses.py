@@ -80,15 +80,16 @@ def relative_error(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """Energy of the difference over that of the recording, averaged over recordings: a scalar.
 
     A wave loss that teaches pitch within minutes, where an absolute error is drowned by the mel loss, which by itself
-    leaves noise of the right colour for a long time.
+    leaves noise of the right colour for a long time. Recordings below -40 dB count as if they were that loud:
+    otherwise the quietest ones, which are mostly background, would decide what is learned.
 
     Args:
         fake (`torch.Tensor` of shape `(batch_size, 1, num_samples)`): the reconstruction.
         real (`torch.Tensor` of the same shape): the recording.
     """
     real = at_least_fp32(real)
-    energies = real.square().sum((1, 2)).clamp(min=1e-3)  # so that silence doesn't divide by zero
-    return ((fake - real).square().sum((1, 2)) / energies).mean()
+    powers = real.square().mean((1, 2)).clamp(min=1e-4)
+    return ((fake - real).square().mean((1, 2)) / powers).mean()
 
 
 WAVE_LOSSES = {"l1": F.l1_loss, "relative": relative_error}

@@ -8,15 +8,17 @@ from pathlib import Path
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import AutoModel, ClapProcessor
+from transformers import ClapProcessor
 from transformers.utils import logging
 
 from ..configuration_aar import AarConfig
 from ..configuration_sat import SatConfig
 from ..data.audioset import label_names, load_audio_dataset
+from ..data.audioset_folder import index_audioset
 from ..data.examples import CropExamples, TokenExamples
-from ..data.token_cache import load_token_cache
+from ..data.token_cache import clap_fingerprint, load_token_cache, read_manifest
 from ..hub.label_tokenizer import label_tokenizer
+from ..hub.loading import load_codec
 from ..modeling_aar import AarForConditionalGeneration
 from ..modeling_sat import SatModel
 from ..processing_aar import AarProcessor
@@ -66,7 +68,7 @@ def train_sat(data: DataArguments, loop: LoopArguments, args: SatArguments) -> P
     stage_data = make_stage_data(crops, held_out, collate_crops, data, loop, accelerator)
     max_steps = num_steps(loop, len(crops), accelerator.num_processes)
     stage = SatStage(accelerator, args, loop, codec, load_discriminator(args), *stage_data, max_steps)
-    return train(stage, loop, accelerator, max_steps, data.max_skipped_share)
+    return train(stage, loop, accelerator, max_steps, data.max_skipped_share, missing_clips(data))
 
 
 def train_aar(data: DataArguments, loop: LoopArguments, args: AarArguments) -> Path:
@@ -81,6 +83,9 @@ def train_aar(data: DataArguments, loop: LoopArguments, args: AarArguments) -> P
     generator = make_generator(args, codec, label_names(splits[0]))
     if generator.config.conditioning == "label":
         splits = [with_labels(dataset) for dataset in splits]
+    elif generator.config.conditioning == "clap" and args.token_cache is not None:
+        for folder in (args.token_cache, args.validation_token_cache):
+            check_conditioning(folder, generator)
     processor = make_processor(args, generator)
     examples = [make_generation_examples(dataset, args, loop, generator, processor) for dataset in splits]
     collate = partial(
@@ -91,16 +96,8 @@ def train_aar(data: DataArguments, loop: LoopArguments, args: AarArguments) -> P
     stage_data = make_stage_data(*examples, collate, data, loop, accelerator)
     max_steps = num_steps(loop, len(examples[0]), accelerator.num_processes)
     stage = AarStage(accelerator, args, loop, generator, processor, *stage_data, max_steps)
-    return train(stage, loop, accelerator, max_steps, data.max_skipped_share)
-
-
-def load_codec(name_or_path: str) -> SatModel:
-    """The codec of a folder or repository, which may be a generator's."""
-    model = AutoModel.from_pretrained(name_or_path, trust_remote_code=False)
-    model = getattr(model, "codec_model", model)
-    if not isinstance(model, SatModel):
-        raise ValueError(f"{name_or_path} holds a {type(model).__name__}: name the folder of a codec or a generator.")
-    return model
+    missing = missing_clips(data) if args.token_cache is None else {}
+    return train(stage, loop, accelerator, max_steps, data.max_skipped_share, missing)
 
 
 def load_discriminator(args: SatArguments) -> AudioDiscriminator | None:
@@ -120,7 +117,12 @@ def load_discriminator(args: SatArguments) -> AudioDiscriminator | None:
 
 
 def load_splits(data: DataArguments, accelerator: Accelerator) -> list[Dataset]:
-    """The sounds to train and to validate on."""
+    """
+    The sounds to train and to validate on.
+
+    Raises:
+        ValueError: for what isn't there, and when more clips of AudioSet's lists are missing than may be.
+    """
     with accelerator.main_process_first():  # the others find them in the cache
         return [
             load_audio_dataset(
@@ -132,6 +134,22 @@ def load_splits(data: DataArguments, accelerator: Accelerator) -> list[Dataset]:
             )
             for split in (data.train_split, data.validation_split)
         ]
+
+
+def missing_clips(data: DataArguments) -> dict[str, str]:
+    """Clips that AudioSet's lists name and the folder lacks, with the reason; too many of them are a `ValueError`."""
+    missing, num_rows = {}, 0
+    for split in (data.train_split, data.validation_split) if data.dataset_name is None else ():
+        index = index_audioset(data.data_dir, split.partition("[")[0])
+        missing |= dict.fromkeys(index.missing_ids, "there is no file of it")
+        missing |= dict.fromkeys(index.refused_ids, "its id would lead out of the folder")
+        num_rows += index.num_rows
+    if len(missing) > data.max_skipped_share * num_rows:
+        raise ValueError(
+            f"{len(missing)} of the {num_rows} clips that {data.data_dir} lists are missing, more than the share of "
+            f"{data.max_skipped_share} that may be: see transformers-aar dataset check, or raise --max_skipped_share."
+        )
+    return missing
 
 
 def with_labels(dataset: Dataset) -> Dataset:
@@ -172,6 +190,19 @@ def make_generator(args: AarArguments, codec: SatModel, names: list[str] | None)
     if config.conditioning == "clap" and args.conditioner is not None:
         generator.attach_conditioner(args.conditioner)
     return generator
+
+
+def check_conditioning(folder: str, generator: AarForConditionalGeneration) -> None:
+    """Makes sure that a token cache has the embeddings that a CLAP model is conditioned by."""
+    manifest = read_manifest(folder)
+    if manifest.conditioning_dim != generator.config.conditioning_dim:
+        raise ValueError(
+            f"{folder} has {manifest.conditioning_dim or 'no'} numbers of CLAP's for each window, and the model takes "
+            f"{generator.config.conditioning_dim}: tokenize the dataset with the --conditioner of the model."
+        )
+    if generator.conditioner is not None:
+        if manifest.conditioner_fingerprint != clap_fingerprint(generator.conditioner):
+            raise ValueError(f"{folder} was made with {manifest.conditioner}, another --conditioner: name that one.")
 
 
 def make_processor(args: AarArguments, generator: AarForConditionalGeneration) -> AarProcessor:

@@ -33,6 +33,8 @@ from .sampling import ExampleStream, ValidationSet
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 DISCRIMINATOR_OPTIMIZER_FILE = "discriminator_optimizer.safetensors"
+# sounds that data-dependent initialisation looks at
+NUM_INITIALIZING = 32
 # sounds of the validation set that are reconstructed to be listened to
 NUM_HEARD = 3
 
@@ -139,8 +141,8 @@ class SatStage:
         self.mel_loss = MelLoss(self.sampling_rate).to(accelerator.device)
         self.wave_loss = WAVE_LOSSES[args.wave_loss]
         if args.data_dependent_init and args.model_name_or_path is None:
-            # every process on the whole first batch, so that all of them start alike
-            initialize_from_data(self.codec, self._read(range(stream.global_batch_size)))
+            # every process on the same sounds, so that all of them start alike
+            initialize_from_data(self.codec, self._read(range(NUM_INITIALIZING)))
         self.model, self.optimizer = self._prepare(SatForTraining(self.codec))
         if discriminator is not None:
             self.discriminator_model, self.discriminator_optimizer = self._prepare(discriminator)
