@@ -36,7 +36,7 @@ setup(
     },
     install_requires=[
         "accelerate",
-        "datasets",
+        "datasets>=4",
         "huggingface_hub",
         "matplotlib",
         "numpy",

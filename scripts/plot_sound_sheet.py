@@ -23,7 +23,7 @@ DURATION_SECONDS = 3.0
 NUM_SEEDS = 3
 KINDS_PER_ROW = 2
 # noise doesn't compress; few colours keep the picture small
-NUM_COLORS = 24
+NUM_COLORS = 32
 
 
 def main(output: Path) -> None:
@@ -40,7 +40,7 @@ def main(output: Path) -> None:
             axis.imshow(decibels, origin="lower", aspect="auto", cmap="magma")
             axis.set(xticks=[], yticks=[])
             if seed == 0:
-                axis.set_ylabel(kind.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=10)
+                axis.set_ylabel(kind.replace(", ", ",\n", 1), rotation=0, ha="right", va="center", fontsize=10)
     for axis in axes:
         axis.set_axis_off()
     drawn = io.BytesIO()

@@ -28,7 +28,7 @@ from .synthesis.scenes import SCENE_SECONDS, plan_scene, render_scene
 AUDIO_FORMATS = ("mp3", "flac")
 # Says what a folder was made with, so that work on it can go on, and that it isn't somebody's own.
 MANIFEST = "synthesis.json"
-CLIPS_AT_ONCE = 8
+CLIPS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def write_audioset(
     tasks = [
         (path, (seed, split.number, index))
         for split, num_clips in sizes.items()
-        for index in range(num_clips)
-        if not (path := folder / split.clips_folder / f"Y{clip_id(seed, split, index)}.{audio_format}").exists()
+        for index, path in enumerate(_clip_paths(folder, split, num_clips, seed, audio_format))
+        if not path.exists()
     ]
     with tqdm(desc=folder.name, total=sum(sizes.values()), unit="clip", disable=None) as progress:
         progress.update(progress.total - len(tasks))
@@ -110,6 +110,11 @@ def clip_id(seed: int, split: Split, index: int) -> str:
     """Eleven characters, which encode 64 bits as YouTube's do."""
     digest = hashlib.sha256(f"{seed}/{split.name}/{index}".encode()).digest()
     return base64.urlsafe_b64encode(digest[:8]).decode().rstrip("=")
+
+
+def _clip_paths(folder: Path, split: Split, num_clips: int, seed: int, audio_format: str) -> Iterator[Path]:
+    for index in range(num_clips):
+        yield folder / split.clips_folder / f"Y{clip_id(seed, split, index)}.{audio_format}"
 
 
 def _num_clips(hours: float) -> int:

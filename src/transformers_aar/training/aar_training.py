@@ -306,7 +306,11 @@ class AarStage:
         return partial(self._save_model, state=state)
 
     def _save_model(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        self.generator.save_pretrained(folder, state_dict=state)
+        # by a model without weights: FSDP has made another class of the one that is trained
+        with torch.device("meta"):
+            model = AarForConditionalGeneration(self.generator.config)
+        model.generation_config = self.generator.generation_config
+        model.save_pretrained(folder, state_dict=state)
         self.processor.save_pretrained(folder)
 
     def load_files(self, folder: Path) -> None:

@@ -92,6 +92,25 @@ def initialize_from_data(codec: SatModel, input_values: torch.Tensor) -> None:
         part.mul_(input_values.std())
 
 
+@torch.no_grad()
+def normalize_latents(codec: SatModel, input_values: torch.Tensor) -> None:
+    """
+    Gives what is quantized a variance of 1, and leaves what comes out as it is. A plain autoencoder doesn't care how
+    large its latents are; to the commitment loss a large variance matters more than all that the sounds are about.
+    """
+    quantizer = codec.quantizer
+    std = quantizer.project_in(codec.encoder(input_values.to(codec.dtype)).transpose(1, 2)).std()
+    if isinstance(quantizer.project_in, nn.Linear):
+        shrinking, growing = [*quantizer.project_in.parameters()], quantizer.project_out.weight
+    else:
+        last, first = codec.encoder.layers[-1].conv, codec.decoder.layers[0].conv
+        shrinking = [last.parametrizations.weight.original0, last.bias]
+        growing = first.parametrizations.weight.original0
+    for parameter in shrinking:
+        parameter.div_(std)
+    growing.mul_(std)
+
+
 def collate_crops(examples: list[dict]) -> dict:
     """A batch: `input_values` `(batch_size, 1, num_samples)`, names, and the files that were skipped."""
     return {
@@ -207,6 +226,8 @@ class SatStage:
         """
         count = self.args.codebook_start_examples or self.stream.global_batch_size
         first = step * self.stream.global_batch_size
+        if self.args.data_dependent_init:
+            normalize_latents(self.codec, self._read(range(first, first + NUM_INITIALIZING)))
         self.codec.start_codebooks(self._read(self.stream.share_of(range(first, first + count))))
         # as if one batch had been counted, so that the moving averages forget the start at their normal pace
         for statistic in (self.codec.quantizer.cluster_size, self.codec.quantizer.codebook_sum):

@@ -104,11 +104,13 @@ def mix_grains(rng: np.random.Generator, num_samples: int, onsets: np.ndarray, g
 
 def chain_events(rng: np.random.Generator, num_samples: int, make_event: Callable[[], np.ndarray]) -> np.ndarray:
     """Events end to end, pauses being part of them, from a random moment of the first one on."""
-    event = make_event()
-    events = [event[rng.integers(len(event)) :]]
-    while sum(map(len, events)) < num_samples:
+    events = [make_event()]
+    skipped = rng.integers(len(events[0]))
+    length = len(events[0]) - skipped
+    while length < num_samples:
         events.append(make_event())
-    return np.concatenate(events)[:num_samples]
+        length += len(events[-1])
+    return np.concatenate(events)[skipped : skipped + num_samples]
 
 
 def with_pause(event: np.ndarray, pause_s: float) -> np.ndarray:

@@ -7,11 +7,12 @@ import numpy as np
 from scipy.signal import butter, oaconvolve, sosfilt
 
 from . import SOUND_KINDS, synthesize
-from .blocks import RATE, fades, log_uniform, seconds
+from .blocks import RATE, fades, seconds
 
 SCENE_SECONDS = 10.0
 NUM_SAMPLES = int(SCENE_SECONDS * RATE)
 SHORTEST_EVENT_SECONDS = 1.5
+MAX_EVENTS = 3
 # Kinds that go on for as long as a scene does.
 SUSTAINED_KINDS = frozenset(
     (
@@ -50,8 +51,8 @@ class Event(NamedTuple):
 
 def plan_scene(seed: Sequence[int]) -> list[Event]:
     """Draws the events of the scene that three non-negative numbers (dataset, split, index) name, by their start."""
-    rng = _generator(seed, purpose=0)
-    kinds = rng.choice(SOUND_KINDS, rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15]), replace=False)
+    rng = _generator(seed, purpose=1)
+    kinds = rng.choice(SOUND_KINDS, rng.choice(MAX_EVENTS, p=[0.55, 0.3, 0.15]) + 1, replace=False)
     return sorted((_plan_event(rng, str(kind)) for kind in kinds), key=lambda event: event.start_s)
 
 
@@ -62,36 +63,37 @@ def render_scene(seed: Sequence[int], events: Sequence[Event]) -> np.ndarray:
     Returns:
         `np.ndarray` of dtype float32 and shape `(240000,)` at 24 kHz, with a peak of 0.3 to 0.95.
     """
-    rng = _generator(seed, purpose=1)
+    rng = _generator(seed, purpose=2)
     dry, sent = np.zeros(NUM_SAMPLES), np.zeros(NUM_SAMPLES)
     quietest = np.inf
     for number, event in enumerate(events):
         distance = rng.uniform()
-        sound = _at_distance(synthesize(event.kind, _event_seed(seed, number), event.end_s - event.start_s), distance)
+        sound = _at_distance(synthesize(event.kind, _sound_seed(seed, number), event.end_s - event.start_s), distance)
         start = round(event.start_s * RATE)
         dry[start : start + len(sound)] += sound
         sent[start : start + len(sound)] += (0.15 + 0.85 * distance) * sound
         quietest = min(quietest, sound.std())
     scene = dry + 10 ** (rng.uniform(-18, -4) / 20) * _reverberate(rng, sent)
-    scene += quietest * 10 ** (-rng.uniform(12, 45) / 20) * _background(rng)
+    background = _background(rng, _sound_seed(seed, MAX_EVENTS))
+    scene += quietest * 10 ** (-rng.uniform(12, 45) / 20) * background
     return (scene * rng.uniform(0.3, 0.95) / np.max(np.abs(scene))).astype(np.float32)
 
 
 def _generator(seed: Sequence[int], purpose: int) -> np.random.Generator:
-    # a trailing number tells the two uses apart; zeros at the end wouldn't count
-    return np.random.Generator(np.random.PCG64([*seed, purpose + 1]))
+    # the purpose isn't 0, because NumPy takes seeds that differ in zeros at their end for the same
+    return np.random.Generator(np.random.PCG64([*seed, purpose]))
 
 
-def _event_seed(seed: Sequence[int], number: int) -> int:
-    """A number of its own for every event of every dataset, above those that people try by hand."""
+def _sound_seed(seed: Sequence[int], number: int) -> int:
+    """A number of its own for every sound of every dataset, above those that people try by hand."""
     dataset, split, index = seed
-    return (((dataset + 1 << 1 | split) << 40) + index << 2) + number
+    return ((2 * (dataset + 1) + split) * 2**40 + index) * (MAX_EVENTS + 1) + number
 
 
 def _plan_event(rng: np.random.Generator, kind: str) -> Event:
     if kind in SUSTAINED_KINDS:
         return Event(kind, 0.0, SCENE_SECONDS)
-    duration_s = log_uniform(rng, SHORTEST_EVENT_SECONDS, SCENE_SECONDS)
+    duration_s = rng.uniform(SHORTEST_EVENT_SECONDS, SCENE_SECONDS)
     start_s = rng.uniform(0, SCENE_SECONDS - duration_s)
     return Event(kind, round(start_s, 3), round(start_s + duration_s, 3))
 
@@ -116,11 +118,11 @@ def _reverberate(rng: np.random.Generator, sound: np.ndarray) -> np.ndarray:
     return np.pad(reverberation, (delay, 0))
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
+def _background(rng: np.random.Generator, sound_seed: int) -> np.ndarray:
     """Noise between white and brown, mains hum, or the distant murmur of a sustained kind, at unit power."""
     choice = rng.integers(4)
     if choice == 3:
-        texture = synthesize(str(rng.choice(sorted(SUSTAINED_KINDS))), int(rng.integers(2**40)), SCENE_SECONDS)
+        texture = synthesize(str(rng.choice(sorted(SUSTAINED_KINDS))), sound_seed, SCENE_SECONDS)
         background = sosfilt(butter(2, 1000, fs=RATE, output="sos"), texture)
     else:
         spectrum = np.fft.rfft(rng.standard_normal(NUM_SAMPLES))
