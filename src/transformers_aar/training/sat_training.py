@@ -260,10 +260,10 @@ class SatStage:
         quantize: bool,
         magnitudes: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """The codec's objective, term by term. Without the quantizer it only learns to pass the wave through."""
-        losses = {"wave": self.wave_loss(fake, real)}
+        """The codec's objective, term by term."""
+        losses = {"wave": self.wave_loss(fake, real), "mel": self.mel_loss(fake, real)}
         if quantize:
-            losses |= {"mel": self.mel_loss(fake, real), "commitment": commitment}
+            losses["commitment"] = commitment
         if magnitudes is not None:
             real_features = self._judge(real).features
             judged = self._judge(fake)

@@ -75,7 +75,7 @@ def render_scene(seed: Sequence[int], events: Sequence[Event]) -> np.ndarray:
         quietest = min(quietest, sound.std())
     scene = dry + 10 ** (rng.uniform(-18, -4) / 20) * _reverberate(rng, sent)
     background = _background(rng, _sound_seed(seed, MAX_EVENTS))
-    scene += quietest * 10 ** (-rng.uniform(12, 45) / 20) * background
+    scene += quietest * 10 ** (-rng.uniform(10, 30) / 20) * background
     return (scene * rng.uniform(0.3, 0.95) / np.max(np.abs(scene))).astype(np.float32)
 
 
