@@ -10,7 +10,6 @@ import json
 import math
 import multiprocessing
 import time
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,12 +81,23 @@ def aar_stage(loop: arguments.LoopArguments, args: arguments.AarArguments) -> Aa
     return AarStage(accelerator, args, loop, generator, None, *data, NUM_CLIPS)
 
 
+def lstm_flops(inputs: tuple, input_weight: tuple, hidden_weight: tuple, *_, factor: int = 2, **__) -> int:
+    """Operations of an LSTM's layer, from the shapes of its sequence and its weights."""
+    return factor * inputs[0] * inputs[1] * (math.prod(input_weight) + math.prod(hidden_weight))
+
+
+# kernels of CPUs that PyTorch's counter doesn't know
+LSTM_FLOPS = {
+    torch.ops.aten.mkldnn_rnn_layer: lstm_flops,
+    torch.ops.aten.mkldnn_rnn_layer_backward: partial(lstm_flops, factor=4),
+}
+
+
 def count_flops(stage: Stage, batches: list[dict], steps: range) -> float:
     """Operations of a step, on average: all matrix products and convolutions, but no FFTs and nothing elementwise."""
-    with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
-        # PyTorch's counter knows no fused LSTM, nor the CPU's fused attention: without them there are matrix products
-        warnings.filterwarnings("ignore", message="TF32 acceleration")
-        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+    # without fused attention and GPUs' LSTMs, which the counter knows in part, there are matrix products
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        with FlopCounterMode(display=False, custom_mapping=LSTM_FLOPS) as counter:
             for step in steps:
                 stage.step(batches, step)
     return counter.get_total_flops() / len(steps)

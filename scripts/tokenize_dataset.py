@@ -110,6 +110,7 @@ def summary(folder: str, codec: SatModel, usage: CodebookUsage, num_processes: i
     lines = ["scale  tokens  codes in use  perplexity"]
     for scale, (length, used, perplexity) in enumerate(zip(config.scales, usage.used, usage.perplexity)):
         lines.append(f"{scale:5}  {length:6}  {used:12.1%}  {perplexity:10.1f}")
+    lines.append(f"entropy of single codes: {usage.entropy_per_token:.3f} nats per token, which a generator must beat")
     lines += [f"skipped {clip['name']}: {clip['reason']}" for clip in report["skipped"]]
     lines.append(
         f"{folder}: {num_windows} windows, {hours:.2f} hours, {num_windows * config.tokens_per_window} tokens from "

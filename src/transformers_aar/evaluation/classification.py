@@ -7,6 +7,8 @@ Class probabilities are the softmax over all classes, though AudioSet's sounds h
 don't compare.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -54,7 +56,7 @@ def inception_score(predictions: torch.Tensor, num_splits: int = 10, seed: int =
     log_probabilities = predictions.double().log_softmax(-1)[order.to(predictions.device)]
     scores = []
     for part in log_probabilities.tensor_split(num_splits):
-        marginal = part.exp().mean(0).log()
+        marginal = part.logsumexp(0) - math.log(len(part))
         scores.append((part.exp() * (part - marginal)).sum(-1).mean().exp())
     return torch.stack(scores)
 

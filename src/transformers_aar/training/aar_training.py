@@ -141,6 +141,7 @@ class AarStage:
         self.accelerator = accelerator
         self.args = args
         self.loop_args = loop_args
+        self.model_class = type(generator)
         self.generator = generator.train()
         self.processor = processor
         self.stream = stream
@@ -306,9 +307,9 @@ class AarStage:
         return partial(self._save_model, state=state)
 
     def _save_model(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        # by a model without weights: FSDP has made another class of the one that is trained
+        # by a model without weights, since the one that is trained may be of FSDP's class
         with torch.device("meta"):
-            model = AarForConditionalGeneration(self.generator.config)
+            model = self.model_class(self.generator.config)
         model.generation_config = self.generator.generation_config
         model.save_pretrained(folder, state_dict=state)
         self.processor.save_pretrained(folder)

@@ -229,7 +229,7 @@ def check_skipped(accelerator: Accelerator, progress: Progress, max_skipped_shar
         progress.skipped.setdefault(name, reason)
     share = len(progress.skipped) / (progress.examples_read * accelerator.num_processes)
     if share > max_skipped_share:
-        name, reason = next(reversed(progress.skipped.items()))
+        reason = next(reversed(progress.skipped.values()))
         raise StopTraining(
             f"{share:.1%} of the files that were wanted couldn't be read, and {max_skipped_share:.1%} may be missing; "
             f"one of them: {reason} Mend the dataset, or raise --max_skipped_share."
@@ -374,7 +374,8 @@ class TrainingLog:
 
     def __exit__(self, *_) -> None:
         self.bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def losses(self, losses: dict[str, torch.Tensor]) -> None:
         """Takes the losses of a step; their means go out at every `logging_steps`."""

@@ -43,10 +43,15 @@ def run_script(main: Callable, *types: type) -> None:
     logging.disable_progress_bar()  # one for each model that is saved, in between our own
     try:
         main(*arguments)
+        # Not while there are models that DistributedDataParallel has wrapped: whatever lets go of the process group
+        # last waits for its threads, and those would do so holding Python's lock, which the threads may be waiting for.
+        PartialState().destroy_process_group()
     except StopTraining as error:  # which all processes agree on
         if PartialState().is_main_process:
             print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

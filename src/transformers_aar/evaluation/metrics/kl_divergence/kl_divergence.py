@@ -28,11 +28,9 @@ class KlDivergence(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, classifier):
-        generated, real = (
-            torch.cat(list(embed_sounds(classifier, map(torch.tensor, sounds))))
-            for sounds in (predictions, references)
-        )
-        divergences = kl_divergence(classifier.classify(generated), classifier.classify(real))
+        embeddings = [embed_sounds(classifier, map(torch.tensor, sounds)) for sounds in (predictions, references)]
+        logits = [classifier.classify(torch.cat(list(batches))) for batches in embeddings]
+        divergences = kl_divergence(*logits)
         return {
             "kl_divergence": float(divergences.mean()),
             "classifier": classifier.info.name,
