@@ -278,7 +278,14 @@ def resume(
     checkpoint = find_checkpoint(args, folder)
     if checkpoint is None:
         return Progress(max_steps=max_steps)
-    stage.load_files(checkpoint.path)
+    try:
+        stage.load_files(checkpoint.path)
+    except (RuntimeError, OSError) as error:  # tensors of other shapes or names, and files that aren't there
+        reason = str(error).splitlines()[-1].strip()
+        raise StopTraining(
+            f"{checkpoint.path} is of another model than these options make: go on with those it was begun with, or "
+            f"name another --output_dir ({reason})."
+        ) from error
     progress = Progress(**checkpoint.state["progress"] | {"max_steps": max_steps})
     before, now = checkpoint.state["recipe"], json.loads(json.dumps(stage.recipe()))
     changed = [name for name in now if before.get(name) != now[name]]
@@ -366,7 +373,7 @@ class TrainingLog:
         if self.accelerator.is_main_process:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= self.progress.step]
+            kept = [line for line in lines if step_of(line) <= self.progress.step]
             with staged_file(self.path) as staged:
                 staged.write_text("".join(f"{line}\n" for line in kept))
         self.accelerator.init_trackers(self.stage.name)
@@ -404,8 +411,13 @@ class TrainingLog:
         self.accelerator.log(values, step=self.progress.step)
         if self.accelerator.is_main_process:
             entry = {"step": self.progress.step, "seconds": round(time.monotonic() - self.started, 3), **values}
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"{self.path} can't be written: {error.strerror}; --resume latest goes on from the last checkpoint."
+                ) from error
 
     def _write_sounds(self, sounds: dict[str, torch.Tensor]) -> None:
         """A picture of all sounds and a file of each, in a folder of this step and in the trackers that take them."""
@@ -424,3 +436,11 @@ class TrainingLog:
                     tracker.writer.add_audio(title, sound.detach().float().cpu(), step, rate)
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({"sounds": [picture]}, step=step)
+
+
+def step_of(line: str) -> float:
+    """The step of a line of `metrics.jsonl`; infinite for one that a process has died over."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
