@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -118,44 +119,52 @@ def count_saved_bytes(stage: Stage, batches: list[dict], step: int) -> int:
     return sum(size for address, size in sizes.items() if address not in weights)
 
 
-def seconds_per_step(stage: Stage, batches: list[dict], steps: range) -> float:
-    start = time.perf_counter()
+def seconds_per_step(stage: Stage, batches: list[dict], steps: range) -> tuple[float, float]:
+    """Elapsed seconds, and those that processors worked for this process, which others' work prolongs less."""
+    elapsed, busy = time.perf_counter(), time.process_time()
     for step in steps:
         stage.step(batches, step)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / len(steps)
+    return (time.perf_counter() - elapsed) / len(steps), (time.process_time() - busy) / len(steps)
 
 
-def measure(recipe: Path, batch_size: int, repeats: int, folder: Path) -> dict[str, float]:
-    """The figures of a recipe, by their names in the table."""
+def make_stage(recipe: Path, batch_size: int, folder: Path) -> tuple[Stage, arguments.LoopArguments, range]:
+    """A recipe's training at a small batch, its own options, and the steps that are a fair sample."""
     is_sat = "model_config" not in arguments.read_recipe(recipe)
     words = [str(recipe), f"--output_dir={folder}", "--report_to=none"]
     words += [] if is_sat else ["--codec=none", "--token_cache=none", "--validation_token_cache=none"]
     types = arguments.LoopArguments, arguments.SatArguments if is_sat else arguments.AarArguments
     _, loop, args = arguments.parse_arguments(words, arguments.DataArguments, *types)
     small = replace(loop, per_device_batch_size=batch_size, gradient_accumulation_steps=1)
-    stage = sat_stage(small, args, folder) if is_sat else aar_stage(small, args)
-    # from a step in which all losses are there and the discriminator rests until the next such step
-    interval = max(1, args.discriminator_skip_interval) if is_sat else 1
-    first = math.ceil(max(args.quantizer_start_step, args.discriminator_start_step) / interval) if is_sat else 0
-    steps = range(first * interval, (first + 1) * interval)
+    if not is_sat:
+        return aar_stage(small, args), loop, range(1)
+    # with all losses, and from one step in which the discriminator rests until the next
+    interval = max(1, args.discriminator_skip_interval)
+    first = math.ceil(max(args.quantizer_start_step, args.discriminator_start_step) / interval) * interval
+    return sat_stage(small, args, folder), loop, range(first, first + interval)
 
-    batches = [stage.stream.read(range(batch_size))]
+
+def measure(recipe: Path, batch_size: int, repeats: int, folder: Path) -> dict[str, float]:
+    """The figures of a recipe, by their names in the table."""
+    stage, loop, steps = make_stage(recipe, batch_size, folder)
+    batches, one_sound = [[stage.stream.read(range(size))] for size in (batch_size, 1)]
     stage.step(batches, steps[0])  # starts the codebooks and warms up
-    saved = count_saved_bytes(stage, batches, steps[0]) / batch_size
+    # copies of weights in another precision are kept whatever the batch
+    saved = count_saved_bytes(stage, batches, steps[0]) - count_saved_bytes(stage, one_sound, steps[0])
     flops = count_flops(stage, batches, steps) / batch_size
-    seconds = min(seconds_per_step(stage, batches, steps) for _ in range(repeats))
+    elapsed, busy = map(min, zip(*(seconds_per_step(stage, batches, steps) for _ in range(repeats))))
     global_batch_size = loop.per_device_batch_size * loop.gradient_accumulation_steps * NUM_GPUS
     num_sounds = global_batch_size * num_steps(loop, NUM_CLIPS, NUM_GPUS)
     speed = PEAK_TFLOPS[loop.mixed_precision] * 1e12 * UTILIZATION[stage.name]
     hours = num_sounds * flops / speed / 3600
     return count_weights(stage) | {
-        "counted: kept for the backward pass per sound (MB)": saved / 1e6,
+        "counted: kept for the backward pass per sound (MB)": saved / (batch_size - 1) / 1e6,
         "counted: GFLOP per sound": flops / 1e9,
         "measured here: sounds per step": batch_size,
-        "measured here: seconds per step": seconds,
-        "measured here: GFLOP/s": flops * batch_size / seconds / 1e9,
+        "measured here: seconds per step": elapsed,
+        "measured here: CPU seconds per step": busy,
+        "measured here: GFLOP per CPU second": flops * batch_size / busy / 1e9,
         "recipe: sounds per step": global_batch_size,
         "recipe: steps": num_sounds / global_batch_size,
         "recipe: EFLOP, 10^18": num_sounds * flops / 1e18,
@@ -187,11 +196,10 @@ def count_weights(stage: Stage) -> dict[str, float]:
     }
 
 
-def measure_in_turn(recipes: list[Path], batch_size: int, repeats: int) -> dict[str, dict[str, float]]:
-    """The figures of each recipe, in a process of its own: Accelerate has one precision per process."""
-    with TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        tasks = [(recipe, batch_size, repeats, Path(folder)) for recipe in recipes]
-        return dict(zip([recipe.stem for recipe in recipes], pool.starmap(measure, tasks, chunksize=1)))
+def measure_alone(recipe: Path, batch_size: int, repeats: int) -> dict[str, float]:
+    """As `measure`, in a process of its own: Accelerate has one precision per process."""
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, recipe, batch_size, repeats, Path(folder)).result()
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:
@@ -206,12 +214,12 @@ def table(columns: dict[str, dict[str, float]]) -> str:
 
 def main(
     recipes: Annotated[list[Path], typer.Argument(help="YAML files of train_sat.py or train_aar.py.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Sounds of a measured step.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=2, help="Sounds of a measured step.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Times that steps are measured; the fastest counts.")] = 2,
     json_file: Annotated[Path | None, typer.Option(help="File for the table as JSON.")] = None,
 ) -> None:
     """Prints what the trainings of RECIPES cost."""
-    columns = measure_in_turn(recipes, batch_size, repeats)
+    columns = {recipe.stem: measure_alone(recipe, batch_size, repeats) for recipe in recipes}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU thread(s)"
     print(f"{device}, PyTorch {torch.__version__}\n\n{table(columns)}")
     if json_file is not None:

@@ -215,10 +215,19 @@ class AarFinalNorm(nn.LayerNorm):
         self.modulation = AarModulation(config.hidden_size, 2) if config.adaln != "none" else None
 
     def modulate(self, conditioning: torch.Tensor) -> torch.Tensor | None:
+        """Scale and shift as `(batch_size, 2, hidden_size)`, from what [`AarModel`] feeds it."""
         return None if self.modulation is None else self.modulation(conditioning)
 
-    def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        conditioning: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`hidden_states` `(batch_size, num_slots, hidden_size)`; either `conditioning` or `modulate`'s result."""
         hidden_states = super().forward(hidden_states)
+        if modulation is None:
+            modulation = self.modulate(conditioning)
         if modulation is None:
             return hidden_states
         scale, shift = modulation.unsqueeze(2).unbind(1)
@@ -293,6 +302,9 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = True
+
+    def get_input_embeddings(self) -> None:
+        """There is no table of tokens: what is put in are the codec's vectors, projected."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -388,7 +400,7 @@ class AarModel(AarPreTrainedModel):
             raise ValueError("`output_attentions` needs `attn_implementation='eager'`.")
         conditioning = self.conditioning_mlp(conditioning_embeds.to(self.conditioning_mlp.fc1.weight.dtype))
         hidden_states, _ = self.embeddings(conditioning, scale_inputs)
-        layer_input, norm_modulation = self._condition_blocks(conditioning)
+        layer_input, norm_input = self._condition_blocks(conditioning)
         attention_mask = self._block_causal_mask(hidden_states)
         all_hidden_states, all_attentions = [], []
         draws = [None] * len(self.layers) if dropout_draws is None else dropout_draws.unflatten(1, (-1, 2)).unbind(1)
@@ -401,18 +413,18 @@ class AarModel(AarPreTrainedModel):
             if output_attentions:
                 all_attentions.append(weights)
         output = AarModelOutput(
-            last_hidden_state=self.norm(hidden_states, norm_modulation),
+            last_hidden_state=self.norm(hidden_states, norm_input),
             hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _condition_blocks(self, conditioning: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What every block derives its modulation from, and the final norm's modulation."""
+    def _condition_blocks(self, conditioning: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What every block derives its modulation from, and what the final norm does."""
         activated = F.silu(conditioning)
         layer_input = self.shared_modulation(activated) if self.config.adaln == "shared" else activated
-        return layer_input, self.norm.modulate(activated)
+        return layer_input, activated
 
     def _block_causal_mask(self, hidden_states: torch.Tensor):
         """The mask, in the form that the attention implementation takes."""
@@ -433,15 +445,16 @@ class AarModel(AarPreTrainedModel):
         once, not once per scale. The result goes into `forward_scale`.
         """
         conditioning = self.conditioning_mlp(conditioning_embeds.to(self.conditioning_mlp.fc1.weight.dtype))
-        layer_input, norm_modulation = self._condition_blocks(conditioning)
+        layer_input, norm_input = self._condition_blocks(conditioning)
         start, slots = self.embeddings(conditioning)
         per_block = self.config.adaln == "per_block"
         return {
             "start": start,
             "slots": slots,
             "layer_input": layer_input,
+            "norm_input": norm_input,
             "modulations": [layer.modulation(layer_input) if per_block else None for layer in self.layers],
-            "norm_modulation": norm_modulation,
+            "norm_modulation": self.norm.modulate(norm_input),
         }
 
     def forward_scale(
@@ -465,7 +478,7 @@ class AarModel(AarPreTrainedModel):
             hidden_states, _ = layer(
                 hidden_states, prepared["layer_input"], modulation, past_key_values=past_key_values
             )
-        return self.norm(hidden_states, prepared["norm_modulation"])
+        return self.norm(hidden_states, prepared["norm_input"], prepared["norm_modulation"])
 
 
 class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):

@@ -1,4 +1,4 @@
-"""AAR sharded by FSDP2. On a CPU Accelerate makes DistributedDataParallel of it, so PyTorch is called directly here."""
+"""AAR sharded by FSDP2. For a CPU Accelerate takes DistributedDataParallel, so its preparation is called directly."""
 
 import subprocess
 import sys
@@ -11,9 +11,10 @@ WORKER = """
 import sys
 import torch
 import torch.distributed as dist
+from types import SimpleNamespace
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from transformers_aar import AarConfig, AarForConditionalGeneration
 from transformers_aar.training.checkpoints import model_state, optimizer_state
 from transformers_aar.training.schedules import weight_decay_groups
@@ -31,12 +32,18 @@ def build():
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
+rank = dist.get_rank()
 (sharded, make_sharded_optimizer), (plain, make_optimizer) = build(), build()
-frozen = set(sharded.codec_model.parameters())
-for part in [*sharded.model.layers, sharded.model.embeddings]:
-    fully_shard(part, mesh=mesh)
-fully_shard(sharded, mesh=mesh, ignored_params=frozen)
+plugin = FullyShardedDataParallelPlugin(
+    fsdp_version=2,
+    auto_wrap_policy="transformer_based_wrap",
+    transformer_cls_names_to_wrap=["AarLayer"],
+    ignored_modules=[sharded.codec_model],
+    cpu_ram_efficient_loading=False,
+)
+accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), torch_device_mesh=None)
+accelerator.mixed_precision, accelerator.is_main_process, accelerator.device = "no", rank == 0, torch.device("cpu")
+fsdp2_prepare_model(accelerator, sharded)
 optimizers = {sharded: make_sharded_optimizer(), plain: make_optimizer()}
 generator, losses = torch.Generator().manual_seed(1), []
 for step in range(3):

@@ -1,6 +1,7 @@
 """Pictures of sounds and of the codes they are made of."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data.staging import staged_file
+from .bootstrap import Estimate
 
 DYNAMIC_RANGE_DB = 80.0
 FREQUENCY_TICKS_HZ = (0, 250, 500, 1000, 2000, 4000, 8000, 16_000)
@@ -80,6 +82,53 @@ def plot_token_pyramid(
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     figure.colorbar(image, ax=axes, label="code", pad=0.01)
+    _save(figure, path)
+
+
+def plot_spectrogram_sheet(
+    path: str | Path, rows: Sequence[tuple[str, Mapping[str, torch.Tensor]]], sampling_rate: int
+) -> None:
+    """
+    Writes a PNG with mel spectrograms side by side: one row per title, one column per kind of sound, such as
+    "original" and "reconstruction". The sounds of a row share their levels: 0 dB is the loudest point of the row.
+
+    Args:
+        path (`str` or `Path`): the picture.
+        rows (`Sequence[tuple[str, Mapping[str, torch.Tensor]]]`): titles, and mono waveforms `(num_samples,)` by kind;
+            a row that lacks a kind leaves its place empty.
+        sampling_rate (`int`): samples per second, in Hz.
+    """
+    kinds = list(dict.fromkeys(kind for _, sounds in rows for kind in sounds))
+    figure = Figure(figsize=(1.6 + 2.8 * len(kinds), 0.5 + 1.5 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(kinds), squeeze=False)
+    for axes_row, (title, sounds) in zip(grid, rows):
+        spectrograms = {kind: mel_decibels(sound, sampling_rate) for kind, sound in sounds.items()}
+        loudest = max(float(spectrogram.max()) for spectrogram in spectrograms.values())
+        for axes, kind in zip(axes_row, kinds):
+            if kind in sounds:
+                duration = len(sounds[kind]) / sampling_rate
+                _draw_spectrogram(axes, spectrograms[kind] - loudest, duration, sampling_rate)
+            axes.set(xticks=[], yticks=[], ylabel=None)
+        axes_row[0].set_ylabel(textwrap.fill(title, 18), rotation=0, ha="right", va="center", parse_math=False)
+    for axes, kind in zip(grid[0], kinds):
+        axes.set_title(kind, parse_math=False)
+    _save(figure, path)
+
+
+def plot_by_scale(path: str | Path, curves: Mapping[str, Sequence[Estimate]]) -> None:
+    """
+    Writes a PNG with a panel for each curve against the number of scales, from 1, and its confidence intervals.
+
+    Args:
+        path (`str` or `Path`): the picture.
+        curves (`Mapping[str, Sequence[Estimate]]`): a value per number of scales, by the curve's name.
+    """
+    figure = Figure(figsize=(4.6 * len(curves), 3.6), layout="constrained")
+    for axes, (name, estimates) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items()):
+        counts = range(1, len(estimates) + 1)
+        axes.fill_between(counts, [each.low for each in estimates], [each.high for each in estimates], alpha=0.25)
+        axes.plot(counts, [each.value for each in estimates], marker="o", markersize=3)
+        axes.set(xlabel="scales", ylabel=name, ylim=(0, None))
     _save(figure, path)
 
 

@@ -36,6 +36,10 @@ LOG_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_files.json"
 
 
+# of fewer files no share is taken
+FEW_FILES = 1000
+
+
 class StopTraining(Exception):
     """Something that ends a run with one sentence and a non-zero exit status."""
 
@@ -127,6 +131,7 @@ def take_step(accelerator: Accelerator, optimizer, parameters, max_grad_norm: fl
         FloatingPointError: when it is NaN or infinite; the weights are left as they were.
     """
     norm = accelerator.clip_grad_norm_(parameters, max_grad_norm)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP's is spread over the processes
     if not torch.isfinite(norm):
         raise FloatingPointError("the gradients are not finite")
     optimizer.step()
@@ -194,7 +199,7 @@ def take_steps(
         metric = log.validation() if validates else None
         stops = stop.agreed(accelerator)
         if progress.step % args.save_steps == 0 or is_last or stops:
-            check_skipped(accelerator, progress, max_skipped_share)
+            check_skipped(accelerator, progress, max_skipped_share, len(stage.stream.dataset))
             saved = save(stage, accelerator, folder, progress, metric)
         if stops and not is_last:
             return saved
@@ -223,11 +228,15 @@ def guarded_step(
         ) from error
 
 
-def check_skipped(accelerator: Accelerator, progress: Progress, max_skipped_share: float) -> None:
-    """Brings together, from all processes, what couldn't be read; too much of it ends the run."""
+def check_skipped(accelerator: Accelerator, progress: Progress, max_skipped_share: float, num_files: int) -> None:
+    """
+    Brings together, from all processes, what couldn't be read; too much of it ends the run. In later epochs the same
+    files are read again, and a single broken one among the first few says nothing.
+    """
     for name, reason in gather_object(list(progress.skipped.items())):
         progress.skipped.setdefault(name, reason)
-    share = len(progress.skipped) / (progress.examples_read * accelerator.num_processes)
+    num_read = progress.examples_read * accelerator.num_processes
+    share = len(progress.skipped) / min(max(num_read, FEW_FILES), num_files)
     if share > max_skipped_share:
         reason = next(reversed(progress.skipped.values()))
         raise StopTraining(
@@ -371,7 +380,10 @@ class TrainingLog:
 
     def __enter__(self) -> "TrainingLog":
         if self.accelerator.is_main_process:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(f"The folder {self.path.parent} can't be made: {error.strerror}.") from error
             lines = self.path.read_text().splitlines() if self.path.exists() else []
             kept = [line for line in lines if step_of(line) <= self.progress.step]
             with staged_file(self.path) as staged:
@@ -416,7 +428,8 @@ class TrainingLog:
                     file.write(json.dumps(entry) + "\n")
             except OSError as error:
                 raise OSError(
-                    f"{self.path} can't be written: {error.strerror}; --resume latest goes on from the last checkpoint."
+                    f"{self.path} can't be written: {error.strerror}; --resume latest goes on from the last "
+                    "checkpoint."
                 ) from error
 
     def _write_sounds(self, sounds: dict[str, torch.Tensor]) -> None:

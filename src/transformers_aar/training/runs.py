@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
@@ -159,7 +161,8 @@ def missing_clips(data: DataArguments) -> dict[str, str]:
 
 def with_labels(dataset: Dataset) -> Dataset:
     """The rows that have labels, of which a model of labels can learn something."""
-    labelled = [index for index, labels in enumerate(dataset.select_columns("labels")["labels"]) if labels]
+    labels = dataset.select_columns("labels").with_format("arrow")[:]["labels"]
+    labelled = np.flatnonzero(pyarrow.compute.list_value_length(labels).to_numpy())
     return dataset if len(labelled) == len(dataset) else dataset.select(labelled)
 
 
