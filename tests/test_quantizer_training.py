@@ -122,6 +122,17 @@ def test_dead_codes_restart_from_the_batch():
     assert (quantizer.cluster_size[-1] > 0.03 * quantizer.cluster_size[-1].mean()).all()
 
 
+def test_no_two_dead_codes_become_the_same():
+    """Although there are fewer vectors than codes: else rounding would decide which of them is the nearest."""
+    quantizer = tiny_codec().quantizer
+    quantizer.start_codebooks(latents(4))
+    quantizer.cluster_size.fill_(1e-9)
+    quantizer.cluster_size[:, 0] = 1.0
+    quantizer(latents(1))
+    for codebook in quantizer.codebook:
+        assert len(codebook.unique(dim=0)) == len(codebook)
+
+
 def test_accumulation_equals_one_batch():
     """Two half batches with one update move the codebooks like the whole batch, restarts of dead codes included."""
     whole, halves = tiny_codec(dead_code_threshold=0.5).double(), tiny_codec(dead_code_threshold=0.5).double()

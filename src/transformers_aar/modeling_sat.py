@@ -466,21 +466,34 @@ class SatQuantizer(AtLeastFp32, nn.Module):
     def _sample_vectors(self, pooled: list[torch.Tensor]) -> torch.Tensor:
         """
         One random vector of the batch per code, `(num_scales, codebook_size, codebook_dim)`. The choice is made over
-        the batch of all processes; each process fills in the vectors that it owns and leaves zeros elsewhere.
+        the batch of all processes; each process fills in the vectors that it owns and leaves zeros elsewhere. Where a
+        vector is drawn again it gets a little noise: which of two equal codes is nearer would be left to rounding, and
+        that depends on how a batch is shared by processes.
         """
         batch_sizes = _gather(torch.tensor([len(pooled[0])], device=self.codebook.device))
         rank = dist.get_rank() if _is_distributed() else 0
         first, total = int(batch_sizes[:rank].sum()), int(batch_sizes.sum())
         generator = torch.Generator().manual_seed(int(self.num_updates))
         draws = torch.rand(len(self.scales), self.codebook_size, generator=generator, dtype=torch.float64)
+        noise = torch.randn(self.codebook.shape, generator=generator, dtype=torch.float64)
         samples = torch.zeros_like(self.codebook_sum)
         for scale, vectors in enumerate(pooled):
             length = vectors.shape[1]
-            index = (draws[scale] * total * length).long().to(vectors.device) - first * length
+            drawn = (draws[scale] * total * length).long()
+            index = drawn.to(vectors.device) - first * length
             owned = (index >= 0) & (index < len(vectors) * length)
             chosen = vectors.flatten(0, 1)[index.clamp(0, len(vectors) * length - 1)]
-            samples[scale] = chosen * owned[:, None]
+            factors = 1 + 0.01 * noise[scale] * _is_repeated(drawn)[:, None]
+            samples[scale] = chosen * owned[:, None] * factors.to(chosen)
         return samples
+
+
+def _is_repeated(values: torch.Tensor) -> torch.BoolTensor:
+    """Which entries of a vector have occurred before in it."""
+    order = values.argsort(stable=True)
+    repeated = torch.zeros_like(values, dtype=torch.bool)
+    repeated[order[1:]] = values[order[1:]] == values[order[:-1]]
+    return repeated
 
 
 def _is_distributed() -> bool:

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from forking import dies
+from recording import share_lstm_storage
 from torch import nn
 
 from transformers_aar import SatModel
@@ -267,61 +268,6 @@ def test_an_output_folder_that_cant_be_made(tmp_path):
 # --- killed at every moment
 
 
-class Killer:
-    """Kills its process before the n-th thing that it is about to do to files in a folder."""
-
-    changes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
-
-    def __init__(self, root: Path, deadline: int):
-        self.root, self.remaining = str(root), deadline
-        sys.addaudithook(self.hook)
-        self.save_file = safetensors.torch.save_file
-        safetensors.torch.save_file = self.save_half
-
-    def hook(self, event: str, args: tuple) -> None:
-        if event in self.changes and isinstance(args[0], str | os.PathLike):
-            # removing a tree names files by their folder's descriptor: no path to compare
-            inside = os.fspath(args[0]).startswith(self.root) or event in ("os.remove", "os.rmdir")
-        elif event == "open":
-            path, mode, flags = args
-            writes = any(letter in (mode or "") for letter in "wax+") or flags & (os.O_WRONLY | os.O_RDWR)
-            inside = writes and isinstance(path, str | os.PathLike) and os.fspath(path).startswith(self.root)
-        else:
-            return
-        if inside:
-            self.count()
-
-    def save_half(self, tensors: dict, path: Path) -> None:
-        """As safetensors writes without Python's knowledge: killed before, in the middle, or after."""
-        self.save_file(tensors, path)
-        self.count(lambda: os.truncate(path, os.path.getsize(path) // 2))
-
-    def count(self, before=lambda: None) -> None:
-        self.remaining -= 1
-        if self.remaining == 0:
-            before()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies(action, root: Path, deadline: int) -> bool:
-    """Whether `action`, in a process of its own, got as far as the event it is to be killed at."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            Killer(root, deadline)
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
-
-
 ACTIONS = {
     "new": lambda folder: save(folder, 30, metric=5.0),
     "replaced": lambda folder: save(folder, 20, metric=5.0, value=21),
@@ -365,15 +311,6 @@ def test_killed_at_every_moment_of_a_save(tmp_path, action):
 
 
 # --- tensors
-
-
-def share_lstm_storage(model: nn.Module) -> None:
-    """Lays each LSTM's weights into one buffer, as cuDNN does in the first forward on a GPU."""
-    for lstm in (module for module in model.modules() if isinstance(module, nn.LSTM)):
-        flat = torch.cat([parameter.detach().flatten() for parameter in lstm.parameters()])
-        pieces = flat.split([parameter.numel() for parameter in lstm.parameters()])
-        for parameter, piece in zip(lstm.parameters(), pieces, strict=True):
-            parameter.data = piece.view_as(parameter)
 
 
 def build_optimizer(model: nn.Module, kind: str, learning_rate: float = 1e-3) -> torch.optim.Optimizer:

@@ -117,10 +117,7 @@ def codec_report(codec: SatModel, measured: CodecMeasurements, listeners: Listen
     figures |= {name: bootstrap_interval(rows[name]) for name in names}
     with noted_warnings(notes):
         figures |= listeners.frechet_distances(rows, "reconstruction", rows, "original")
-    if listeners.classifier is not None:
-        figures |= {
-            f"named_rightly/{source}": named_rightly(rows, source) for source in ("original", "reconstruction")
-        }
+    figures |= listeners.named_rightly(rows, "original") | listeners.named_rightly(rows, "reconstruction")
     figures |= {
         "tokens_per_second": tokens_per_second(config),
         "bitrate_kbps": config.bandwidth,
@@ -156,20 +153,23 @@ def illustrate_codec(
 ) -> None:
     """Adds pictures, and so many sounds beside what the codec makes of them."""
     plot_by_scale(folder / "scales.png", error_curves(measured.rows))
-    index = measured.rows["index"]
-    samples = []
-    for place in index[torch.linspace(0, len(index) - 1, min(count, len(index))).long()].tolist():
-        example = crops.read(place)
-        original = example["waveforms"][0]
-        codes = codec.encode(original[None].to(codec.device, codec.dtype)).audio_codes
-        reconstruction = codec.decode(codes).audio_values[0, 0, : original.shape[-1]].float().cpu()
-        title = ", ".join(crops.label_names[label] for label in example["labels"]) or f"Sound {place}"
-        samples.append(Sample(title, {"original": original[0], "reconstruction": reconstruction}))
+    index = measured.rows["index"].tolist()
+    count = min(count, len(index))
+    examples = [crops.read(index[len(index) * place // count]) for place in range(count)]
+    samples = [Sample(crops.title(example), with_reconstruction(codec, example, "original")) for example in examples]
     report.samples = write_samples(samples, codec.config.sampling_rate, folder, "reconstructions.png")
     report.pictures = {
         "scales.png": "Errors by the number of scales decoded",
         "reconstructions.png": "Reconstructions beside the originals",
     }
+
+
+def with_reconstruction(codec: SatModel, example: dict, name: str) -> dict[str, torch.Tensor]:
+    """A sound `(num_samples,)` by that name, and its reconstruction."""
+    waveforms = stack_waveforms([example])
+    codes = codec.encode(waveforms.to(codec.device, codec.dtype)).audio_codes
+    decoded = codec.decode(codes).audio_values[0, 0, : waveforms.shape[-1]]
+    return {name: waveforms[0, 0], "reconstruction": decoded.float().cpu()}
 
 
 def stack_waveforms(examples: list[dict]) -> torch.Tensor:

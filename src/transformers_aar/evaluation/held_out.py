@@ -145,6 +145,10 @@ class HeldOutCrops:
         labels = [self.label_names.index(name) for name in names if name in self.label_names]
         return example | {"index": index, "labels": labels}
 
+    def title(self, example: dict) -> str:
+        """Its labels, or its number where there are none."""
+        return ", ".join(self.label_names[label] for label in example["labels"]) or f"Sound {example['index'] + 1}"
+
     def _is_usable(self, example: dict) -> bool:
         reasons = list(example["skipped"])
         if not reasons and example["waveforms"][0].abs().max() < SILENCE_PEAK:

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torchaudio
+import transformers
 
+from .. import __version__
 from ..data.audio import write_sound
 from ..data.staging import staged_file
 from .bootstrap import Estimate
@@ -104,7 +106,6 @@ def render_markdown(report: Report, command: str, environment: dict[str, Cell]) 
 
 def environment() -> dict[str, Cell]:
     """The machine and the versions that figures, seconds above all, depend on."""
-    packages = ("transformers-aar", "torch", "torchaudio", "transformers")
     return {
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "processor": _processor_name(),
@@ -112,7 +113,8 @@ def environment() -> dict[str, Cell]:
         "threads per process": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        "transformers-aar": __version__,
+        **{package.__name__: package.__version__ for package in (torch, torchaudio, transformers)},
     }
 
 

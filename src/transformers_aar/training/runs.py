@@ -46,7 +46,7 @@ def run_script(main: Callable, *types: type) -> None:
     try:
         main(*arguments)
         # Not while there are models that DistributedDataParallel has wrapped: whatever lets go of the process group
-        # last waits for its threads, and those would do so holding Python's lock, which the threads may be waiting for.
+        # last waits for its threads, and models would do so holding Python's lock, which the threads may wait for.
         PartialState().destroy_process_group()
     except StopTraining as error:  # which all processes agree on
         if PartialState().is_main_process:

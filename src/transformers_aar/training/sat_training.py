@@ -322,8 +322,8 @@ class SatStage:
             sums += torch.stack([*errors, real.new_ones(())]).double() * len(real)
         codec.train()
         sums = self.accelerator.reduce(sums)
-        mel, wave, relative = (sums[:3] / sums[3]).tolist()
-        figures = {"mel": mel, "wave": wave, "relative_error": relative}
+        mel, l1, relative = (sums[:3] / sums[3]).tolist()
+        figures = {"mel": mel, "l1": l1, "relative_error": relative}
         usage.counts = self.accelerator.reduce(usage.counts)
         for scale, (used, perplexity) in enumerate(zip(usage.used.tolist(), usage.perplexity.tolist())):
             figures |= {f"codes_used/{scale}": used, f"perplexity/{scale}": perplexity}
