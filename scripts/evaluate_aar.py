@@ -43,8 +43,8 @@ def main(args: EvaluationArguments, sampling: SamplingArguments) -> None:
     generated = evaluation.measure_generated(orders)
     if accelerator.is_main_process:
         report = generator_report(evaluation, held_out, orders, generated, f"The generator of {args.model}")
-        report.settings = describe_evaluation(args, model.codec_model, crops, listeners, len(held_out["index"]))
-        report.settings |= {"generated sounds": len(orders)} | describe_sampling(model, sampling)
+        describe_evaluation(report, args, model.codec_model, crops, listeners)
+        report.settings |= describe_sampling(model, sampling)
         illustrate_generator(report, evaluation, held_out, orders, args.num_samples, folder)
         write_report(report, folder)
         print(f"{folder / 'report.md'}: {len(orders)} generated sounds, {len(held_out['index'])} held-out ones")

@@ -32,7 +32,7 @@ def main(args: EvaluationArguments) -> None:
     measured = measure_codec(codec, crops, listeners, accelerator)
     if accelerator.is_main_process:
         report = codec_report(codec, measured, listeners, f"The codec of {args.model}")
-        report.settings = describe_evaluation(args, codec, crops, listeners, len(measured.rows["index"]))
+        describe_evaluation(report, args, codec, crops, listeners)
         illustrate_codec(report, codec, measured, crops, args.num_samples, folder)
         write_report(report, folder)
         print(f"{folder / 'report.md'}: {len(measured.rows['index'])} sounds")

@@ -39,6 +39,19 @@ def case(request, fixtures_dir, tmp_path_factory):
 
 
 @torch.no_grad()
+def logit_tolerance(case) -> float:
+    """
+    The published 1e-4, where a plain pass gives the reference's logits bit for bit, as on the kind of processor that
+    made them. Guidance, (1 + t)·c − t·u, carries the rounding of both passes up to 1 + 2t = 9 times: in `tiny` the
+    reference's own guided logits lie up to 1.05e-4 from their value in float64, which other kernels can't undo.
+    """
+    codes, expected = joined(case.expected, ""), case.expected
+    logits = case.model(conditioning_embeds=expected["aar.cond"], audio_codes=codes).logits
+    has_reference_kernels = torch.equal(logits[: len(expected["aar.logits"])], expected["aar.logits"])
+    return 1e-4 if has_reference_kernels or case.name != "tiny" else 1.5e-4
+
+
+@torch.no_grad()
 def test_codec(case):
     codec, expected = case.model.codec_model, case.expected
     codes = joined(expected, "")
@@ -134,10 +147,7 @@ def test_greedy_generation(case, guidance_scale):
     codes = joined(case.expected, prefix)
     assert torch.equal(output.audio_codes[: len(codes), 0], codes)
     assert_close(output.audio, case.expected[f"{prefix}wave"], 1e-4)
-    # (1 + t)·c − t·u carries the rounding of both passes up to 1 + 2t = 9 times. In `tiny` the reference's own guided
-    # logits lie up to 1.05e-4 from their value in float64, so that no other order of summation is sure of 1e-4.
-    tolerance = 1.5e-4 if (case.name, guidance_scale) == ("tiny", 4) else 1e-4
-    assert_close(torch.cat(output.logits, dim=1), case.expected[f"{prefix}logits"], tolerance)
+    assert_close(torch.cat(output.logits, dim=1), case.expected[f"{prefix}logits"], logit_tolerance(case))
 
 
 def test_sampled_generation(case):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from clips import write_clips
 from transformers_aar.evaluation.bootstrap import Estimate
 from transformers_aar.evaluation.codec_evaluation import latent_errors, mel_distances_by_scale
 from transformers_aar.evaluation.held_out import EvaluationArguments, HeldOutCrops, gather_rows, own_batches
+from transformers_aar.evaluation.listeners import Listeners
 from transformers_aar.evaluation.reconstruction import mel_distance
 from transformers_aar.evaluation.reports import Report, Sample, noted_warnings, write_report, write_samples
 
@@ -110,8 +112,6 @@ def test_warnings_become_notes_and_pass():
     notes = []
     with pytest.warns(UserWarning, match="few sounds"):
         with noted_warnings(notes):
-            import warnings
-
             warnings.warn("few sounds", stacklevel=1)
     assert notes == ["few sounds"]
 
@@ -177,6 +177,32 @@ def test_unusable_crops_are_named(make_crops, tmp_path, samples, message):
     crops = make_crops(tmp_path, num_examples=4, max_skipped_share=0.25)
     assert crops.measure(peaks, "crops")["index"].tolist() == [0, 1, 3]
     assert [str(unusable) in name for name, _ in crops.left_out] == [True]
+
+
+class LoudnessClassifier:
+    """Hears a cat in loud sounds, at half the rate, and a dog in others."""
+
+    labels = ["Cat", "Dog"]
+    sampling_rate = RATE // 2
+
+    def predict(self, waveforms: torch.Tensor) -> torch.LongTensor:
+        assert waveforms.shape[1] == 1200
+        return (waveforms.square().mean(1) < 1).long()
+
+
+def test_shares_named_rightly(sounds):
+    listeners = Listeners(["log_mel"], None, ["Dog", "Rain", "Cat"], RATE, torch.device("cpu"))
+    listeners.classifier = LoudnessClassifier()
+    loud = torch.tensor([0, 1, 1, 0, 1, 0])
+    rows = listeners.hear("generated", sounds(6, 2400) * (1 + 99 * loud[:, None]))
+    assert rows["generated/heard"].tolist() == [0, 2, 2, 0, 2, 0]
+    assert rows["generated/log_mel"].shape == (6, 128)
+    # the last sound has several labels, of which none can be the right one
+    rows["label"] = torch.tensor([0, 2, 1, 0, 2, -1])
+    figures = listeners.named_rightly(rows, "generated")
+    assert figures["named_rightly/generated"].value == pytest.approx(0.8)
+    assert listeners.shares_named_rightly(rows, "generated") == {"Dog": 1.0, "Rain": 0.0, "Cat": 1.0}
+    assert listeners.named_rightly({**rows, "label": torch.full((6,), -1)}, "generated") == {}
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ def latent_errors(codec: SatModel, waveforms: torch.Tensor) -> Rows:
 
 
 def codec_report(codec: SatModel, measured: CodecMeasurements, listeners: Listeners, title: str) -> Report:
-    """The figures and tables; settings, pictures and sounds are the caller's to add."""
+    """The figures and tables; more settings, pictures and sounds are the caller's to add."""
     config, rows, notes = codec.config, measured.rows, []
     names = ("stft_distance", "si_sdr_db", "relative_error")
     figures = {"mel_distance": bootstrap_interval(rows["mel_distance"][:, -1])}
@@ -124,7 +124,8 @@ def codec_report(codec: SatModel, measured: CodecMeasurements, listeners: Listen
         "encode_seconds_per_second": rows["encode_seconds"].mean().item(),
         "decode_seconds_per_second": rows["decode_seconds"].mean().item(),
     }
-    return Report(title, {}, figures, {"Scales": scale_table(codec, measured)}, notes=notes)
+    settings = {"held-out sounds": len(rows["index"])}
+    return Report(title, settings, figures, {"Scales": scale_table(codec, measured)}, notes=notes)
 
 
 def scale_table(codec: SatModel, measured: CodecMeasurements) -> list[dict]:

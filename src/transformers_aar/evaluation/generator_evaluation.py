@@ -31,7 +31,7 @@ class SamplingArguments:
     """What is generated, and how; what isn't given is as the model's generation config says."""
 
     prompts: list[str] | None = option(
-        "Labels, or texts for a CLAP model; by default the labels of the held-out sounds, with `num_per_label`.", None
+        "Labels, or texts for a CLAP model; with `num_per_label` by default all labels.", None
     )
     num_per_label: int | None = option(
         "Sounds for each prompt; without any prompts each held-out sound's conditioning gives one.", None
@@ -158,7 +158,7 @@ class GeneratorEvaluation:
             places = enumerate(zip(held_out["index"].tolist(), labels))
             return [Order(number, None, label, crop) for number, (crop, label) in places]
         names = self.listeners.label_names
-        prompts = self.sampling.prompts or [names[label] for label in sorted({*labels} - {-1})]
+        prompts = self.sampling.prompts or names
         known = {name.casefold(): label for label, name in enumerate(names)}
         count = self.sampling.num_per_label or 1
         return [
@@ -207,7 +207,7 @@ class GeneratorEvaluation:
 def generator_report(
     evaluation: GeneratorEvaluation, held_out: Rows, orders: Sequence[Order], generated: Rows, title: str
 ) -> Report:
-    """The figures and tables; settings, pictures and sounds are the caller's to add."""
+    """The figures and tables; more settings, pictures and sounds are the caller's to add."""
     listeners, notes = evaluation.listeners, []
     with noted_warnings(notes):
         figures = {
@@ -231,7 +231,8 @@ def generator_report(
     tables = {"Scales": guess_table(evaluation.model.config.codec_config.scales, held_out)}
     if listeners.classifier is not None:
         tables["Sounds named rightly"] = naming_table(listeners, held_out, generated)
-    return Report(title, {}, figures, tables, notes=list(dict.fromkeys(notes)))
+    settings = {"held-out sounds": len(held_out["index"]), "generated sounds": len(orders)}
+    return Report(title, settings, figures, tables, notes=list(dict.fromkeys(notes)))
 
 
 def heard_figures(

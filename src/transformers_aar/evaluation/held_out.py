@@ -16,6 +16,7 @@ from ..modeling_sat import SatModel
 from ..training.arguments import COUNT, TEXT, option, optional
 from .folders import SILENCE_PEAK
 from .listeners import Listeners, Rows
+from .reports import Report
 
 AT_LEAST_TWO = (lambda value: isinstance(value, int) and value >= 2, "a whole number of at least 2")
 TEXTS = (lambda values: is_list(values, TEXT[0]), "a list of texts")
@@ -191,23 +192,24 @@ def gather_rows(batches: list[Rows]) -> Rows:
 
 
 def describe_evaluation(
-    args: EvaluationArguments, codec: SatModel, crops: HeldOutCrops, listeners: Listeners, num_sounds: int
-) -> dict[str, str | int | float]:
-    """A report's settings: whatever another evaluation must share for its figures to compare."""
-    return {
+    report: Report, args: EvaluationArguments, codec: SatModel, crops: HeldOutCrops, listeners: Listeners
+) -> None:
+    """Adds whatever another evaluation must share for its figures to compare, and names the crops left out."""
+    report.settings |= {
         "model": args.model,
         "codec": codec.fingerprint()[:12],
         "dataset": " ".join(filter(None, (args.dataset_name or "AudioSet", args.dataset_config_name, args.data_dir))),
         "split": args.split,
-        "sounds": num_sounds,
-        "left out": len(crops.left_out),
-        "seconds per sound": codec.config.window_length_s,
+        "crops": args.num_examples,
+        "crops left out": len(crops.left_out),
+        "seconds per crop": codec.config.window_length_s,
         "seed": args.seed,
         "embeddings": ", ".join(str(embedding.info) for embedding in listeners.embeddings.values()),
         "classifier": args.classifier or "none",
         "batch size": args.batch_size,
         "processes": PartialState().num_processes,
     }
+    report.notes += [f"Left out: {name} ({reason})" for name, reason in crops.left_out]
 
 
 def _spread(count: int, num_sounds: int) -> list[tuple[int, int]]:
