@@ -39,7 +39,13 @@ class Crop:
     start_s: float
 
 
-def read_crop(audio: Mapping, duration_s: float, sampling_rates: Sequence[int], position: float) -> Crop:
+def read_crop(
+    audio: Mapping,
+    duration_s: float,
+    sampling_rates: Sequence[int],
+    position: float,
+    span: tuple[float, float] | None = None,
+) -> Crop:
     """
     Reads a piece of a sound, mixes it down to mono and resamples it. It equals the same piece of the whole file,
     resampled by `torchaudio.transforms.Resample`.
@@ -51,6 +57,7 @@ def read_crop(audio: Mapping, duration_s: float, sampling_rates: Sequence[int], 
         sampling_rates (`Sequence[int]`): rates in Hz; one waveform of `round(duration_s * rate)` samples each.
         position (`float`): number in [0, 1) that chooses the start evenly among all that leave `duration_s` of sound,
             in steps of some milliseconds (samples that both the file's rate and all of `sampling_rates` have).
+        span (`tuple[float, float]`, *optional*): seconds of the sound between which the piece lies; by default all.
 
     Raises:
         ValueError: for a file that is missing, no sound, empty, damaged within or before this piece, or holds NaN or
@@ -63,7 +70,9 @@ def read_crop(audio: Mapping, duration_s: float, sampling_rates: Sequence[int], 
             orig_rate = file.samplerate
             step, margin = _grid(orig_rate, sampling_rates)
             length = math.ceil(duration_s * orig_rate)
-            start = int(position * (max(0, file.frames - length) + 1)) // step * step
+            first, stop = (0, file.frames) if span is None else (int(edge * orig_rate) for edge in span)
+            last = min(stop, file.frames) - length
+            start = (first + int(position * (max(0, last - first) + 1))) // step * step
             begin = max(0, start - margin)
             samples = _read_mono(file, name, begin, start + length + margin)
     except soundfile.LibsndfileError as error:

@@ -23,7 +23,7 @@ class CropExamples(Dataset):
     read another one is drawn, and the file is named.
 
     Args:
-        dataset (`datasets.Dataset`): see [`load_audio_dataset`].
+        dataset (`datasets.Dataset`): see [`load_audio_dataset`] and [`single_events`].
         duration_s (`float`): length of a crop in seconds.
         sampling_rates (`Sequence[int]`): rates in Hz, one waveform each.
         seed (`int`): another seed, other crops.
@@ -58,7 +58,8 @@ class CropExamples(Dataset):
         for _ in range(MAX_ATTEMPTS):
             row = self.dataset[index]
             try:
-                crop = read_crop(row["audio"], self.duration_s, self.sampling_rates, rng.random())
+                span = (row["start_s"], row["end_s"]) if "start_s" in row else None
+                crop = read_crop(row["audio"], self.duration_s, self.sampling_rates, rng.random(), span)
             except (ValueError, OSError) as error:
                 skipped.append((example_name(row, index), str(error)))
                 index = int(rng.integers(len(self.dataset)))
