@@ -102,9 +102,7 @@ def main(args: ClassifierArguments) -> None:
     accuracy = trainer.evaluate()["eval_accuracy"]
     if trainer.is_world_process_zero():
         classifier.save(args.output_dir)
-        print(
-            f"{Path(args.output_dir)}: names {accuracy:.1%} of {args.num_validation_examples} held-out crops rightly"
-        )
+        print(f"{args.output_dir}: names {accuracy:.1%} of {args.num_validation_examples} held-out crops rightly")
 
 
 def share_right(prediction: EvalPrediction) -> dict[str, float]:
