@@ -40,7 +40,7 @@ class ClassifierArguments:
     validation_split: str = option("Split to validate on.", "eval")
     num_validation_examples: int = option("Held-out crops that the accuracy is measured on.", 2000)
     duration_s: float = option("Length of a crop in seconds.", 1.0)
-    max_steps: int = option("Optimizer steps.", 3000)
+    max_steps: int = option("Optimizer steps.", 1000)
     batch_size: int = option("Crops per step and process.", 64)
     learning_rate: float = option("Peak learning rate.", 2e-3)
     dataloader_num_workers: int = option("Processes that read sounds; 0 reads in this one.", 1)

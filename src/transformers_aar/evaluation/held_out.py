@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..configuration_sat import POSITIVE_INTEGER, check_fields, is_list, number_between
 from ..data.audioset import label_names, load_audio_dataset
+from ..data.events import single_events
 from ..data.examples import CropExamples
 from ..modeling_sat import SatModel
 from ..training.arguments import COUNT, TEXT, option, optional
@@ -42,6 +43,7 @@ class EvaluationArguments:
     dataset_config_name: str | None = option("Configuration of `dataset_name`.", None)
     audio_column: str = option("Column that holds the sounds.", "audio")
     split: str = option("Held-out split.", "eval")
+    single_events: bool = option("Only crops in which one event is heard alone; takes strong labels.", False)
     num_examples: int = option("Crops of held-out sounds; several of each sound, where there are fewer sounds.", 256)
     max_skipped_share: float = option("Largest share of broken and silent crops that are left out.", 0.0)
     batch_size: int = option("Sounds that a process works on at once.", 16)
@@ -95,6 +97,8 @@ class HeldOutCrops:
                 dataset_config_name=args.dataset_config_name,
                 audio_column=args.audio_column,
             )
+        if args.single_events:
+            dataset = single_events(dataset, duration_s)
         self._names = label_names(dataset) or []
         self.label_names = self._names if known_labels is None else list(known_labels)
         if needs_labels and not set(self._names) & set(self.label_names):
@@ -200,7 +204,7 @@ def describe_evaluation(
         "codec": codec.fingerprint()[:12],
         "dataset": " ".join(filter(None, (args.dataset_name or "AudioSet", args.dataset_config_name, args.data_dir))),
         "split": args.split,
-        "crops": args.num_examples,
+        "crops": f"{args.num_examples}{' of single events' if args.single_events else ''}",
         "crops left out": len(crops.left_out),
         "seconds per crop": codec.config.window_length_s,
         "seed": args.seed,

@@ -74,6 +74,7 @@ class DataArguments:
     audio_column: str = option("Column that holds the sounds.", "audio")
     train_split: str = option("Split to train on.", "unbalanced_train")
     validation_split: str = option("Split to validate on.", "eval")
+    single_events: bool = option("Only parts in which one event is heard alone; takes strong labels.", False)
     num_validation_examples: int = option("Sounds that are validated on; the same every time.", 64)
     max_skipped_share: float = option("Largest share of missing and broken sounds that a run puts up with.", 0.01)
     dataloader_num_workers: int = option("Processes that read sounds, per training process; 0 reads in this one.", 2)

@@ -17,6 +17,7 @@ from ..configuration_aar import AarConfig
 from ..configuration_sat import SatConfig
 from ..data.audioset import label_names, load_audio_dataset
 from ..data.audioset_folder import index_audioset
+from ..data.events import single_events
 from ..data.examples import CropExamples, TokenExamples
 from ..data.token_cache import clap_fingerprint, load_token_cache, read_manifest
 from ..hub.label_tokenizer import label_tokenizer
@@ -70,7 +71,7 @@ def train_sat(data: DataArguments, loop: LoopArguments, args: SatArguments) -> P
         codec = load_codec(args.model_name_or_path)
     crops, held_out = (
         CropExamples(dataset, codec.config.window_length_s, [codec.config.sampling_rate], loop.seed)
-        for dataset in load_splits(data, accelerator)
+        for dataset in load_splits(data, codec, accelerator)
     )
     stage_data = make_stage_data(crops, held_out, collate_crops, data, loop, accelerator)
     max_steps = num_steps(loop, len(crops), accelerator.num_processes)
@@ -84,7 +85,7 @@ def train_aar(data: DataArguments, loop: LoopArguments, args: AarArguments) -> P
     accelerator = make_accelerator(loop)
     codec = load_codec(args.codec)
     if args.token_cache is None:
-        splits = load_splits(data, accelerator)
+        splits = load_splits(data, codec, accelerator)
     else:
         splits = [load_token_cache(folder, codec) for folder in (args.token_cache, args.validation_token_cache)]
     generator = make_generator(args, codec, label_names(splits[0]))
@@ -123,15 +124,15 @@ def load_discriminator(args: SatArguments) -> AudioDiscriminator | None:
     return discriminator
 
 
-def load_splits(data: DataArguments, accelerator: Accelerator) -> list[Dataset]:
+def load_splits(data: DataArguments, codec: SatModel, accelerator: Accelerator) -> list[Dataset]:
     """
-    The sounds to train and to validate on.
+    The sounds to train and to validate on; of single events those that fill one of the codec's windows.
 
     Raises:
         ValueError: for what isn't there, and when more clips of AudioSet's lists are missing than may be.
     """
     with accelerator.main_process_first():  # the others find them in the cache
-        return [
+        splits = [
             load_audio_dataset(
                 split,
                 data_dir=data.data_dir,
@@ -140,6 +141,9 @@ def load_splits(data: DataArguments, accelerator: Accelerator) -> list[Dataset]:
                 audio_column=data.audio_column,
             )
             for split in (data.train_split, data.validation_split)
+        ]
+        return [
+            single_events(split, codec.config.window_length_s) if data.single_events else split for split in splits
         ]
 
 

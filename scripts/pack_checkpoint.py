@@ -1,0 +1,120 @@
+"""
+Makes a trained generator ready for the package: weights in fp16 but for codebooks and head, no training statistics, no
+copy of the code, the sampling defaults that suit it, and a card with the figures of its evaluation.
+
+    python scripts/pack_checkpoint.py --generator runs/aar_small/final --output_dir runs/packed
+    python scripts/evaluate_sat.py --model runs/packed --output_dir reports/sat …
+    python scripts/evaluate_aar.py --model runs/packed --output_dir reports/aar …
+    python scripts/pack_checkpoint.py --generator … --output_dir … --reports reports/sat reports/aar
+
+Options may also stand in a YAML file, named first: scripts/configs/pack_small.yaml packed what the package carries.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
+from transformers.utils import logging
+
+from transformers_aar import AarForConditionalGeneration, AarProcessor
+from transformers_aar.configuration_sat import POSITIVE_NUMBER, check_fields, number_between
+from transformers_aar.evaluation.held_out import TEXTS
+from transformers_aar.hub.model_cards import write_model_card
+from transformers_aar.training.arguments import COUNT, NUMBER_FROM_ZERO, TEXT, option, optional
+from transformers_aar.training.runs import run_script
+
+RULES = {
+    **dict.fromkeys(("generator", "output_dir"), TEXT),
+    **dict.fromkeys(("training_data", "limits"), optional(TEXT)),
+    "reports": TEXTS,
+    "guidance_scale": NUMBER_FROM_ZERO,
+    "temperature": POSITIVE_NUMBER,
+    "top_k": COUNT,
+    "top_p": number_between(0, 1),
+}
+# what the card says of a report's figures, in this order
+FIGURES = {
+    "mel_distance": "mel distance of held-out sounds' reconstructions",
+    "stft_distance": "multi-resolution STFT distance of the same",
+    "si_sdr_db": "SI-SDR of the same, in dB",
+    "named_rightly/original": "held-out sounds that an independent classifier names rightly",
+    "named_rightly/reconstruction": "their reconstructions that it names rightly",
+    "named_rightly/generated": "generated sounds that it names rightly",
+    "frechet_distance/log_mel/to_held_out": "Fréchet distance of generated to held-out sounds, log-mel statistics",
+    "loss": "cross-entropy of held-out codes, in nats per token",
+}
+
+
+@dataclass
+class PackArguments:
+    """What is packed, with which sampling defaults, and what its card says."""
+
+    generator: str = option("Folder of the generator, as its training left it.")
+    output_dir: str = option("Folder of the packed checkpoint.")
+    guidance_scale: float = option("Saved as the model's default.", 4.0)
+    temperature: float = option("The same.", 1.0)
+    top_k: int = option("The same.", 900)
+    top_p: float = option("The same.", 0.95)
+    reports: list[str] = option("Folders of evaluations of what was packed, for the card.", [])
+    training_data: str | None = option("For the card: what the model was trained on.", None)
+    limits: str | None = option("For the card: what the model can't do.", None)
+
+    def __post_init__(self):
+        check_fields(self, RULES)
+
+
+def main(args: PackArguments) -> None:
+    logging.set_verbosity_error()
+    folder = Path(args.output_dir)
+    model = AarForConditionalGeneration.from_pretrained(args.generator, dtype=torch.float16)
+    sampling = {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
+    model.generation_config = GenerationConfig(do_sample=True, num_windows=1, **sampling)
+    figures = read_figures(args.reports)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_model_card(model, folder, training_data=args.training_data, evaluation=figures or None, limits=args.limits)
+    model.save_pretrained(folder)
+    AarProcessor.from_pretrained(args.generator).save_pretrained(folder)
+    slim_down(folder)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+
+
+def read_figures(reports: list[str]) -> dict[str, str]:
+    """The figures of some evaluations that belong in a card, with their intervals."""
+    found = {}
+    for report in reports:
+        found = json.loads((Path(report) / "report.json").read_text())["figures"] | found
+    return {words: in_words(found[name]) for name, words in FIGURES.items() if name in found}
+
+
+def in_words(entry: dict[str, float]) -> str:
+    return f"{entry['value']:.4g}" + (f" ({entry['low']:.4g} to {entry['high']:.4g})" if "low" in entry else "")
+
+
+def slim_down(folder: Path) -> None:
+    """Leaves out what the package has already (the code) and what only training needs (sums of code vectors)."""
+    weights = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(weights).items() if not name.endswith("codebook_sum")}
+    save_file(kept, weights, metadata={"format": "pt"})
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for path in folder.glob("*.json"):
+        path.write_text(json.dumps(cleaned(json.loads(path.read_text())), indent=2) + "\n")
+
+
+def cleaned(entry):
+    """A saved configuration without references to code, that loads in fp32."""
+    if isinstance(entry, dict):
+        entry = {name: cleaned(value) for name, value in entry.items() if name != "auto_map"}
+        return entry | {"dtype": "float32"} if "dtype" in entry else entry
+    return entry
+
+
+if __name__ == "__main__":
+    run_script(main, PackArguments)
