@@ -5,13 +5,12 @@ copy of the code, the sampling defaults that suit it, and a card with the figure
     python scripts/pack_checkpoint.py --generator runs/aar_small/final --output_dir runs/packed
     python scripts/evaluate_sat.py --model runs/packed --output_dir reports/sat …
     python scripts/evaluate_aar.py --model runs/packed --output_dir reports/aar …
-    python scripts/pack_checkpoint.py --generator … --output_dir … --reports reports/sat reports/aar
+    python scripts/pack_checkpoint.py --generator … --output_dir runs/packed_with_card --reports reports/sat reports/aar
 
 Options may also stand in a YAML file, named first: scripts/configs/pack_small.yaml packed what the package carries.
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,14 +68,13 @@ class PackArguments:
 
 def main(args: PackArguments) -> None:
     logging.set_verbosity_error()
-    folder = Path(args.output_dir)
+    folder, figures = Path(args.output_dir), read_figures(args.reports)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files already: name a new or an empty folder.")
     model = AarForConditionalGeneration.from_pretrained(args.generator, dtype=torch.float16)
     sampling = {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
     model.generation_config = GenerationConfig(do_sample=True, num_windows=1, **sampling)
-    figures = read_figures(args.reports)
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_model_card(model, folder, training_data=args.training_data, evaluation=figures or None, limits=args.limits)
     model.save_pretrained(folder)
     AarProcessor.from_pretrained(args.generator).save_pretrained(folder)
