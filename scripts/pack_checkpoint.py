@@ -5,7 +5,7 @@ copy of the code, the sampling defaults that suit it, and a card with the figure
     python scripts/pack_checkpoint.py --generator runs/aar_small/final --output_dir runs/packed
     python scripts/evaluate_sat.py --model runs/packed --output_dir reports/sat …
     python scripts/evaluate_aar.py --model runs/packed --output_dir reports/aar …
-    python scripts/pack_checkpoint.py --generator … --output_dir runs/packed_with_card --reports reports/sat reports/aar
+    python scripts/pack_checkpoint.py --generator … --output_dir runs/carded --reports reports/sat reports/aar
 
 Options may also stand in a YAML file, named first: scripts/configs/pack_small.yaml packed what the package carries.
 """
