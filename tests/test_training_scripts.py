@@ -27,8 +27,8 @@ SMALL_AAR = SMALL | {"model_config": json.dumps({"conditioning": "label", "drop_
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("audioset")
-    write_clips(folder, "unbalanced_train", 9)
-    write_clips(folder, "eval", 4)
+    write_clips(folder, "unbalanced_train", 9, strong=True)
+    write_clips(folder, "eval", 4, strong=True)
     return folder
 
 
@@ -198,6 +198,7 @@ def mistake(finished: Finished) -> str:
         ("sat", {"validation_split": "evaluation"}, "evaluation"),
         ("sat", {"dataset_name": "audiofolder", "data_dir": "nowhere"}, "nowhere"),
         ("sat", {"audio_column": "sound"}, "The dataset has no column 'sound': it has "),
+        ("sat", {"single_events": True, "codec_config": "{}"}, "No event of the dataset is heard alone for 1.0 s"),
         ("sat", {"model_name_or_path": "nowhere"}, "nowhere"),
         ("sat", {"resume": "nowhere"}, "nowhere can't be used: it has no checkpoint.json"),
         ("sat", {"output_dir": Path(__file__)}, f"The folder {__file__} can't be made: "),
