@@ -47,8 +47,13 @@ CODEC_TYPES = (DataArguments, LoopArguments, SatArguments)
 GENERATOR_TYPES = (DataArguments, LoopArguments, AarArguments)
 # What each piece was made with, in its folder.
 OPTIONS_FILE = "made_with.json"
-# Options that change how fast a piece is made, and not what.
-FREE_OPTIONS = ("use_cpu", "dataloader_num_workers", "report_to", "save_steps", "save_total_limit")
+# Options that change how fast a piece is made, and not what; and folders, which may be moved.
+FREE_OPTIONS = (
+    *("use_cpu", "dataloader_num_workers", "report_to", "save_steps", "save_total_limit"),
+    *("output_dir", "data_dir", "codec", "token_cache", "validation_token_cache"),
+)
+# Options that would give a system another budget than the others.
+BUDGET_OPTIONS = ("max_steps", "num_train_epochs", "per_device_batch_size", "gradient_accumulation_steps", "seed")
 RULES = {
     "output_dir": TEXT,
     "data_dir": optional(TEXT),
@@ -90,6 +95,8 @@ class ClaimsArguments:
         for name in self.systems:
             if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(f"`systems` must have names of letters, digits, - and _, got {name!r}.")
+            if unfair := set(self.systems[name] or {}) & set(BUDGET_OPTIONS):
+                raise ValueError(f"`systems` gives {name} a {min(unfair)} of its own: all have the same, in `codec`.")
             make_arguments(self.codec_options(name, "data"), *CODEC_TYPES)
         configs = [self.codec_config(name) for name in self.systems]
         if len({(config.sampling_rate, config.window_length) for config in configs}) > 1:
@@ -120,6 +127,13 @@ class ClaimsArguments:
     def codec_config(self, name: str) -> SatConfig:
         return SatConfig(**self.codec_options(name, "data")["codec_config"])
 
+    @property
+    def dataset(self) -> str:
+        """The sounds, in words that tell them from others."""
+        if self.data_dir is not None:
+            return str(Path(self.data_dir).resolve())
+        return f"{self.hours} and {self.eval_hours} hours synthesised with seed {self.seed}"
+
     def is_next_token(self, name: str) -> bool:
         """Whether the system has the plain residual codec."""
         config = self.codec_config(name)
@@ -149,7 +163,7 @@ def reproduce_claims(args: ClaimsArguments) -> None:
         contenders, evaluation_arguments(args, data_dir, classifier), SamplingArguments(**args.sampling)
     )
     report = claims_report(measured)
-    report.settings |= describe(args, data_dir)
+    report.settings |= describe(args)
     write_report(report, folder)
     print(f"\n{markdown_table(report.tables['Systems'])}\n")
     print("\n\n".join(report.conclusions))
@@ -159,16 +173,16 @@ def reproduce_claims(args: ClaimsArguments) -> None:
 def make_sounds(args: ClaimsArguments, folder: Path) -> str:
     """The dataset's folder; a synthesised one is completed."""
     if args.data_dir is not None:
-        return str(Path(args.data_dir).resolve())
+        return args.data_dir
     sounds = folder / "sounds"
     write_audioset(sounds, args.hours, args.eval_hours, args.seed, num_processes=os.cpu_count() or 1)
-    return str(sounds.resolve())
+    return str(sounds)
 
 
 def make_classifier(args: ClaimsArguments, folder: Path, data_dir: str) -> Path:
     """The folder of the classifier that judges all systems; its training is short and begins anew when interrupted."""
     options = args.classifier_options(data_dir)
-    note_options(folder, options)
+    note_options(folder, options, {"dataset": args.dataset})
     if not (folder / "model.safetensors").is_file():
         train_classifier(*make_arguments(options | {"output_dir": str(folder)}, ClassifierArguments))
     return folder
@@ -178,7 +192,7 @@ def make_contender(args: ClaimsArguments, name: str, folder: Path, data_dir: str
     """A system whose codec and generator are trained."""
     print(f"System {name}", flush=True)
     options = args.codec_options(name, data_dir)
-    codec = train_piece(train_sat, CODEC_TYPES, options, folder / "codec")
+    codec = train_piece(train_sat, CODEC_TYPES, options, folder / "codec", {"dataset": args.dataset})
     data, *_ = make_arguments(options, *CODEC_TYPES)
     token_caches = (folder / "tokens" / "train", folder / "tokens" / "validation")
     for split, token_cache in zip((data.train_split, data.validation_split), token_caches):
@@ -190,6 +204,7 @@ def make_contender(args: ClaimsArguments, name: str, folder: Path, data_dir: str
         GENERATOR_TYPES,
         args.generator_options(str(codec), tuple(map(str, token_caches))),
         folder / "generator",
+        {"dataset": args.dataset, "codec's weights": load_codec(codec).fingerprint()},
     )
     return Contender(name, generator, model_class)
 
@@ -202,15 +217,17 @@ def tokenize(args: ClaimsArguments, dataset, codec: Path, token_cache: Path, num
     write_token_cache(dataset, token_cache, model, Accelerator(cpu=args.use_cpu), num_workers=num_workers)
 
 
-def train_piece(train: Callable[..., Path], types: tuple[type, ...], options: dict[str, Any], folder: Path) -> Path:
+def train_piece(
+    train: Callable[..., Path], types: tuple[type, ...], options: dict[str, Any], folder: Path, sources: dict[str, str]
+) -> Path:
     """
-    Trains a model, goes on with its training, or finds it finished.
+    Trains a model, of sources with these names, goes on with its training, or finds it finished.
 
     Raises:
-        ValueError: when the folder holds a training with other options.
+        ValueError: when the folder holds a training with other options or sources.
         StopTraining: when the training was asked to stop before its end.
     """
-    note_options(folder, options)
+    note_options(folder, options, sources)
     final = folder / "final"
     if not final.is_dir():
         # each training has a precision of its own, of which Accelerate takes one per process
@@ -221,15 +238,15 @@ def train_piece(train: Callable[..., Path], types: tuple[type, ...], options: di
     return final
 
 
-def note_options(folder: Path, options: dict[str, Any]) -> None:
+def note_options(folder: Path, options: dict[str, Any], sources: dict[str, str]) -> None:
     """
-    Writes down what a piece is made with, or makes sure that the one that is there was made with the same.
+    Writes down what a piece is made with and of, or makes sure that the one that is there was made with the same.
 
     Raises:
         ValueError: when it was made with other options.
         OSError: when the folder can't be made.
     """
-    options = {name: value for name, value in options.items() if name not in (*FREE_OPTIONS, "output_dir")}
+    options = {name: value for name, value in options.items() if name not in FREE_OPTIONS} | sources
     path = folder / OPTIONS_FILE
     if not path.is_file():
         try:
@@ -263,8 +280,8 @@ def evaluation_arguments(args: ClaimsArguments, data_dir: str, classifier: Path)
     )
 
 
-def describe(args: ClaimsArguments, data_dir: str) -> dict[str, Any]:
+def describe(args: ClaimsArguments) -> dict[str, Any]:
     """The settings that the figures depend on, for the report."""
     settings = asdict(args)
     mappings = ("classifier", "codec", "generator", "systems", "sampling")
-    return {"dataset": data_dir, "seed": args.seed} | {name: json.dumps(settings[name]) for name in mappings}
+    return {"dataset": args.dataset, "seed": args.seed} | {name: json.dumps(settings[name]) for name in mappings}
