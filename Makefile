@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-all quality style
+.PHONY: demo reproduce test test-all quality style
 
 demo: $(INSTALLED)
 	$(BIN)/transformers-aar generate "Siren" "Bell" "Rain" -o demo --plot --seed 0
@@ -15,6 +15,10 @@ demo: $(INSTALLED)
 	@echo
 	@echo "Generated sounds (WAV) and pictures (PNG): $(CURDIR)/demo"
 	@echo "The same sounds through the codec:         $(CURDIR)/demo/reconstructed"
+
+# An hour and a half on two cores. Stopped and started again, it goes on.
+reproduce: $(INSTALLED)
+	$(BIN)/python scripts/reproduce_claims.py scripts/configs/claims.yaml --output_dir runs/claims
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow"

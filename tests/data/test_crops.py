@@ -130,3 +130,28 @@ def test_bad_files_are_named(tmp_path):
     soundfile.write(tmp_path / "odd.wav", np.zeros(100), 44_101)
     with pytest.raises(ValueError, match="24000 Hz"):
         read_crop(stored(tmp_path / "odd.wav"), 1.0, [24_000], 0.5)
+
+
+def test_a_crop_of_a_span_lies_within_it(tmp_path):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, clip(44_100), 44_100, subtype="FLOAT")
+    spans = {(1.0, 3.0): (1.0, 2.25), (0.0, 0.75): (0.0, 0.0), (3.25, 4.0): (3.25, 3.25), (2.0, 9.0): (2.0, 3.25)}
+    for span, (first, last) in spans.items():
+        starts = [read_crop(stored(path), 0.75, RATES, position, span).start_s for position in (0.0, 0.5, 0.999999)]
+        # samples that all rates have are some milliseconds apart
+        assert first - 0.01 <= starts[0] <= first and last - 0.01 <= starts[-1] <= last
+        assert starts == sorted(starts)
+
+
+def test_the_whole_is_the_span_by_default(tmp_path):
+    soundfile.write(tmp_path / "clip.wav", clip(24_000), 24_000, subtype="FLOAT")
+    for position in (0.0, 0.3, 0.9):
+        whole = read_crop(stored(tmp_path / "clip.wav"), 1.0, [24_000], position)
+        span = read_crop(stored(tmp_path / "clip.wav"), 1.0, [24_000], position, (0.0, 4.0))
+        assert whole.start_s == span.start_s and torch.equal(whole.samples[0], span.samples[0])
+
+
+def test_a_span_shorter_than_the_crop_begins_it(tmp_path):
+    soundfile.write(tmp_path / "clip.wav", clip(24_000), 24_000, subtype="FLOAT")
+    for position in (0.0, 0.9):
+        assert read_crop(stored(tmp_path / "clip.wav"), 1.0, [24_000], position, (1.5, 2.0)).start_s == 1.5

@@ -9,10 +9,12 @@ import torch
 from transformers_aar.evaluation.embeddings import (
     AstEmbedding,
     ClapEmbedding,
+    ClassifierEmbedding,
     LogMelEmbedding,
     embed_sounds,
     load_embedding,
 )
+from transformers_aar.evaluation.sound_classifier import SoundClassifier
 
 
 def test_log_mel_statistics_as_defined(sounds):
@@ -123,3 +125,24 @@ def test_too_short_sounds_are_refused(clap, ast):
             embedding(torch.ones(1, embedding.info.sampling_rate // 10 - 1))
         with pytest.raises(ValueError, match="takes waveforms of shape"):
             embedding(torch.ones(1, 1, 48_000))
+
+
+def test_a_classifiers_features(sounds, tmp_path):
+    """They come from a folder only, and another classifier has another version."""
+    torch.manual_seed(0)
+    classifier, other = SoundClassifier.new(["Dog", "Rain"]), SoundClassifier.new(["Dog", "Rain"])
+    classifier.save(tmp_path)
+    embedding = load_embedding("classifier", str(tmp_path))
+    waveforms = sounds(3, 24_000)
+    embeddings = embedding(waveforms)
+    assert (embedding.info.name, embedding.info.width, embedding.info.sampling_rate) == ("classifier", 256, 24_000)
+    assert embeddings.shape == (3, 256) and embeddings.dtype == torch.float32 and not embeddings.requires_grad
+    torch.testing.assert_close(embeddings, classifier.eval().features(waveforms))
+    torch.testing.assert_close(embeddings[:1], embedding(waveforms[:1]))
+    assert ClassifierEmbedding(classifier).info == embedding.info != ClassifierEmbedding(other).info
+    with pytest.raises(ValueError, match="classifier takes waveforms .* at least 0.1 s"):
+        embedding(torch.ones(1, 2000))
+    with pytest.raises(ValueError, match="or classifier=FOLDER"):
+        load_embedding("classifier")
+    with pytest.raises(ValueError, match="holds no classifier of sounds"):
+        load_embedding("classifier", str(tmp_path / "nowhere"))

@@ -64,7 +64,8 @@ def test_markdown_and_json_hold_the_same_figures(tmp_path):
     figures = {"mel_distance": Estimate(12.34567, 11.0, 13.5), "tokens_per_second": 455.0, "forward_passes": 16}
     table = [{"scale": 1, "share": 0.123456, "loss": Estimate(1.5, 1.0, 2.0)}]
     settings = {"model": "a | b"}
-    write_report(Report("Title", settings, figures, {"Scales": table}, notes=["Mind the gap."]), tmp_path)
+    texts = {"notes": ["Mind the gap."], "conclusions": ["It follows."]}
+    write_report(Report("Title", settings, figures, {"Scales": table}, **texts), tmp_path)
 
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["figures"]["mel_distance"] == {"value": 12.34567, "low": 11.0, "high": 13.5}
@@ -76,6 +77,8 @@ def test_markdown_and_json_hold_the_same_figures(tmp_path):
 
     markdown = (tmp_path / "report.md").read_text()
     assert markdown.startswith("# Title\n") and "Mind the gap." in markdown and "a \\| b" in markdown
+    assert content["conclusions"] == ["It follows."]
+    assert markdown.index("Mind the gap.") < markdown.index("| scale |") < markdown.index("It follows.")
     assert content["command"] in markdown and str(content["environment"]["processor"]) in markdown
     assert read_table(markdown, "figure")[:3] == [
         ["mel distance", "12.35", "11 to 13.5"],

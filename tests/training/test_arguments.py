@@ -12,6 +12,7 @@ from transformers_aar.training.arguments import (
     DataArguments,
     LoopArguments,
     SatArguments,
+    make_arguments,
     parse_arguments,
 )
 from transformers_aar.training.discriminators import AudioDiscriminator
@@ -221,3 +222,13 @@ def test_published_batches():
     _, loop, aar = parse_arguments(words, *AAR_TYPES)
     assert 8 * loop.per_device_batch_size * loop.gradient_accumulation_steps == 2048
     assert AarConfig(**aar.model_config).to_dict() == AarConfig().to_dict()
+
+
+def test_options_of_a_program_are_read_as_a_files():
+    data, loop, sat = make_arguments({"output_dir": "runs/1", "max_steps": 3, "discriminators": {}}, *SAT_TYPES)
+    assert (loop.output_dir, loop.max_steps, sat.discriminators) == ("runs/1", 3, {})
+    assert data == DataArguments()
+    with pytest.raises(ValueError, match="`max_step` is no option: the nearest is `max_steps`"):
+        make_arguments({"output_dir": "runs/1", "max_step": 3}, *SAT_TYPES)
+    with pytest.raises(ValueError, match="`max_steps` must be a positive whole number, or nothing"):
+        make_arguments({"output_dir": "runs/1", "max_steps": 0}, *SAT_TYPES)

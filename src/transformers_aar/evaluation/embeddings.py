@@ -7,6 +7,7 @@ from itertools import groupby, islice
 from typing import Protocol
 
 import torch
+from torch import nn
 from torchaudio.transforms import MelSpectrogram
 from transformers import (
     ASTFeatureExtractor,
@@ -16,6 +17,8 @@ from transformers import (
     FeatureExtractionMixin,
     PreTrainedModel,
 )
+
+from .sound_classifier import HOP_LENGTH, SoundClassifier
 
 # Of a shorter sound there is too little to say: the spectrograms below would have next to no frames.
 MIN_SECONDS = 0.1
@@ -28,7 +31,7 @@ class EmbeddingInfo:
     What makes an embedding: numbers of two sets of sounds compare only where all of it is the same.
 
     Args:
-        name (`str`): `"clap"`, `"ast"` or `"log_mel"`.
+        name (`str`): `"clap"`, `"ast"`, `"log_mel"` or `"classifier"`.
         version (`str`): the definition's number, or the digest of a network's weights and of its feature extractor.
         width (`int`): numbers per sound.
         sampling_rate (`int`): of the sounds, in Hz.
@@ -90,7 +93,7 @@ class ClapEmbedding:
         self.model = model.eval()
         self.processor = processor
         extractor = processor.feature_extractor
-        version = _fingerprint(model, extractor)
+        version = _fingerprint(model, extractor.to_json_string())
         self.info = EmbeddingInfo("clap", version, model.config.projection_dim, extractor.sampling_rate)
 
     @torch.no_grad()
@@ -124,7 +127,7 @@ class AstEmbedding:
     def __init__(self, model: ASTForAudioClassification, feature_extractor: ASTFeatureExtractor):
         self.model = model.eval()
         self.feature_extractor = feature_extractor
-        version = _fingerprint(model, feature_extractor)
+        version = _fingerprint(model, feature_extractor.to_json_string())
         self.info = EmbeddingInfo("ast", version, model.config.hidden_size, feature_extractor.sampling_rate)
 
     @torch.no_grad()
@@ -139,21 +142,46 @@ class AstEmbedding:
         return self.model.classifier(embeddings.to(self.model.device, self.model.dtype)).float()
 
 
+class ClassifierEmbedding:
+    """
+    What a classifier of this package's own decides by. It knows the sounds that it was trained on and no others, but
+    takes neither a download nor minutes.
+
+    Args:
+        classifier ([`SoundClassifier`]): it is put into evaluation mode.
+    """
+
+    def __init__(self, classifier: SoundClassifier):
+        self.classifier = classifier.eval()
+        version = _fingerprint(classifier, f"hop length {HOP_LENGTH}")
+        self.info = EmbeddingInfo("classifier", version, classifier.num_features, classifier.sampling_rate)
+
+    def __call__(self, waveforms: torch.Tensor) -> torch.Tensor:
+        _check_waveforms(waveforms, self.info)
+        return self.classifier.features(waveforms.float())
+
+
 def load_embedding(name: str, checkpoint: str | None = None, device: str | torch.device = "cpu") -> Embedding:
     """
     Args:
-        name (`str`): `"clap"`, `"ast"` or `"log_mel"`.
-        checkpoint (`str`, *optional*): the network's folder or repository, by default that in `CHECKPOINTS`.
+        name (`str`): `"clap"`, `"ast"`, `"log_mel"` or `"classifier"`.
+        checkpoint (`str`, *optional*): the network's folder or repository, by default that in `CHECKPOINTS`. Of
+            `"classifier"` it is a folder that `train_classifier.py` wrote, and must be given.
         device (`str` or `torch.device`, defaults to `"cpu"`): where the network runs.
 
     Raises:
-        ValueError: for another name, and for a checkpoint of `"log_mel"`, which has none.
+        ValueError: for another name, a checkpoint of `"log_mel"`, which has none, and `"classifier"` without one.
         OSError: when the checkpoint is neither there nor to be had.
     """
     if name == "log_mel" and checkpoint is None:
         return LogMelEmbedding()
+    if name == "classifier" and checkpoint is not None:
+        return ClassifierEmbedding(SoundClassifier.load(checkpoint).to(device))
     if name not in CHECKPOINTS:
-        raise ValueError(f"There is no embedding {name!r} with checkpoint {checkpoint!r}: take clap, ast or log_mel.")
+        raise ValueError(
+            f"There is no embedding {name!r} with checkpoint {checkpoint!r}: take clap, ast or log_mel, or "
+            "classifier=FOLDER."
+        )
     checkpoint = checkpoint or CHECKPOINTS[name]
     if name == "clap":
         return ClapEmbedding(
@@ -198,9 +226,9 @@ def _extract_features(
     return features.to(model.device, model.dtype)
 
 
-def _fingerprint(model: PreTrainedModel, extractor: FeatureExtractionMixin) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of a network's weights and of its feature extractor's settings."""
-    digest = hashlib.sha256(extractor.to_json_string().encode())
+def _fingerprint(model: nn.Module, settings: str) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of a network's weights and of what else makes its features."""
+    digest = hashlib.sha256(settings.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())

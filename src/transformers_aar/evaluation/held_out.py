@@ -48,7 +48,8 @@ class EvaluationArguments:
     max_skipped_share: float = option("Largest share of broken and silent crops that are left out.", 0.0)
     batch_size: int = option("Sounds that a process works on at once.", 16)
     embeddings: list[str] = option(
-        "Of Fréchet distances: log_mel, clap and ast, the last two also as NAME=CHECKPOINT.", ["log_mel"]
+        "Of Fréchet distances: log_mel, clap and ast, the last two also as NAME=CHECKPOINT, and classifier=FOLDER.",
+        ["log_mel"],
     )
     classifier: str | None = option("Folder of a classifier that names the sounds.", None)
     num_samples: int = option("Sounds that the report shows.", 8)

@@ -8,6 +8,7 @@ from torchaudio.functional import resample
 from .bootstrap import Estimate, bootstrap_interval
 from .embeddings import Embedding, load_embedding
 from .frechet import FrechetStatistics, frechet_interval
+from .sound_classifier import SoundClassifier
 
 Rows = dict[str, torch.Tensor]
 
@@ -43,8 +44,6 @@ class Listeners:
             self.embeddings[name] = load_embedding(name, checkpoint or None, device)
         self.classifier = None
         if classifier is not None:
-            from .sound_classifier import SoundClassifier
-
             self.classifier = SoundClassifier.load(classifier).to(device)
         self.label_names = list(label_names)
         self.sampling_rate = sampling_rate

@@ -83,19 +83,35 @@ class SoundClassifier(nn.Module):
         Returns:
             `logits` of shape `(batch_size, num_labels)`, and with labels the cross-entropy as `loss`.
         """
+        output = self.network(self._pictures(waveforms), labels=labels)
+        return {name: output[name] for name in ("loss", "logits") if output.get(name) is not None}
+
+    @torch.no_grad()
+    def features(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """
+        What the last layer decides by, `torch.FloatTensor` of shape `(batch_size, num_features)`, of waveforms
+        `(batch_size, num_samples)` at 24 kHz.
+        """
+        return self.network.resnet(self._pictures(waveforms)).pooler_output.flatten(1)
+
+    @property
+    def num_features(self) -> int:
+        return self.network.config.hidden_sizes[-1]
+
+    @torch.no_grad()
+    def predict(self, waveforms: torch.Tensor) -> torch.LongTensor:
+        """The likeliest label `(batch_size,)` of waveforms `(batch_size, num_samples)` at 24 kHz."""
+        return self(waveforms)["logits"].argmax(-1)
+
+    def _pictures(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Log-mel spectrograms `(batch_size, 1, bands, frames)` of mean 0 and variance 1."""
         power = self.spectrogram(waveforms)
         power = power / power.mean((1, 2), keepdim=True).clamp_min(1e-12)
         if self.training:
             power = distort(power)
         pictures = power.clamp_min(1e-6).log()
         std, mean = torch.std_mean(pictures, (1, 2), keepdim=True)
-        output = self.network(((pictures - mean) / (std + 1e-3))[:, None], labels=labels)
-        return {name: output[name] for name in ("loss", "logits") if output.get(name) is not None}
-
-    @torch.no_grad()
-    def predict(self, waveforms: torch.Tensor) -> torch.LongTensor:
-        """The likeliest label `(batch_size,)` of waveforms `(batch_size, num_samples)` at 24 kHz."""
-        return self(waveforms)["logits"].argmax(-1)
+        return ((pictures - mean) / (std + 1e-3))[:, None]
 
 
 def distort(power: torch.Tensor) -> torch.Tensor:

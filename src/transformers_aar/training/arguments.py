@@ -1,9 +1,10 @@
 """Options of the training scripts as dataclasses, read from a YAML file and the command line by the same rules."""
 
 import inspect
+import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
@@ -173,7 +174,7 @@ class SatArguments:
     )
 
     def __post_init__(self):
-        _decode_mappings(self, "codec_config", "loss_weights", "discriminators")
+        decode_mappings(self, "codec_config", "loss_weights", "discriminators")
         check_fields(self, SAT_RULES)
         if self.discriminator_skip_interval == 1:
             raise ValueError(
@@ -237,7 +238,7 @@ class AarArguments:
     attn_implementation: str = option("`eager`, `sdpa` or `flex_attention`.", "sdpa")
 
     def __post_init__(self):
-        _decode_mappings(self, "model_config")
+        decode_mappings(self, "model_config")
         check_fields(self, AAR_RULES)
         # the two models inside are named by arguments of their own
         known = [*inspect.signature(AarConfig).parameters]
@@ -262,7 +263,7 @@ class AarArguments:
             )
 
 
-def _decode_mappings(arguments: Any, *names: str) -> None:
+def decode_mappings(arguments: Any, *names: str) -> None:
     """Replaces JSON in these fields by the dictionary that it is, and nothing by an empty one."""
     for name in names:
         value = getattr(arguments, name)
@@ -344,6 +345,18 @@ def parse_arguments(argv: Sequence[str], *types: type) -> tuple:
     except ValueError as error:
         parser.error(str(error))
     return tuple(arguments)
+
+
+def make_arguments(options: Mapping[str, Any], *types: type) -> tuple:
+    """
+    The dataclasses that hold these options, each those that it knows.
+
+    Raises:
+        ValueError: for unknown options and impossible values, in one sentence.
+    """
+    names = {kind: [known.name for known in fields(kind)] for kind in types}
+    _refuse_unknown(options, itertools.chain(*names.values()), "option")
+    return tuple(kind(**{name: options[name] for name in names[kind] if name in options}) for kind in types)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -79,8 +79,15 @@ def train_sat(data: DataArguments, loop: LoopArguments, args: SatArguments) -> P
     return train(stage, loop, accelerator, max_steps, data.max_skipped_share, missing_clips(data))
 
 
-def train_aar(data: DataArguments, loop: LoopArguments, args: AarArguments) -> Path:
-    """Trains a generator on a codec's tokens; returns the folder of the finished model, see [`train`]."""
+def train_aar(
+    data: DataArguments,
+    loop: LoopArguments,
+    args: AarArguments,
+    model_class: type[AarForConditionalGeneration] = AarForConditionalGeneration,
+) -> Path:
+    """
+    Trains a generator, of that class, on a codec's tokens; returns the folder of the finished model, see [`train`].
+    """
     set_seed(loop.seed)
     accelerator = make_accelerator(loop)
     codec = load_codec(args.codec)
@@ -88,7 +95,7 @@ def train_aar(data: DataArguments, loop: LoopArguments, args: AarArguments) -> P
         splits = load_splits(data, codec, accelerator)
     else:
         splits = [load_token_cache(folder, codec) for folder in (args.token_cache, args.validation_token_cache)]
-    generator = make_generator(args, codec, label_names(splits[0]))
+    generator = make_generator(args, codec, label_names(splits[0]), model_class)
     if generator.config.conditioning == "label":
         splits = [with_labels(dataset) for dataset in splits]
     elif generator.config.conditioning == "clap" and args.token_cache is not None:
@@ -179,12 +186,15 @@ def make_stage_data(
     )
 
 
-def make_generator(args: AarArguments, codec: SatModel, names: list[str] | None) -> AarForConditionalGeneration:
+def make_generator(
+    args: AarArguments,
+    codec: SatModel,
+    names: list[str] | None,
+    model_class: type[AarForConditionalGeneration] = AarForConditionalGeneration,
+) -> AarForConditionalGeneration:
     """A new generator for a codec, or the one to go on from."""
     if args.model_name_or_path is not None:
-        generator = AarForConditionalGeneration.from_pretrained(
-            args.model_name_or_path, attn_implementation=args.attn_implementation
-        )
+        generator = model_class.from_pretrained(args.model_name_or_path, attn_implementation=args.attn_implementation)
         if generator.codec_model.fingerprint() != codec.fingerprint():
             raise ValueError(
                 f"{args.model_name_or_path} was trained with another codec than {args.codec}: name that one."
@@ -197,7 +207,7 @@ def make_generator(args: AarArguments, codec: SatModel, names: list[str] | None)
         fields["labels"] = names
     config = AarConfig(codec_config=codec.config.to_dict(), **fields)
     config._attn_implementation = args.attn_implementation
-    generator = AarForConditionalGeneration(config)
+    generator = model_class(config)
     generator.codec_model.load_state_dict(codec.state_dict())
     if config.conditioning == "clap" and args.conditioner is not None:
         generator.attach_conditioner(args.conditioner)
