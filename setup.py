@@ -32,6 +32,7 @@ setup(
     package_data={
         "transformers_aar": ["pretrained/**"],
         "transformers_aar.data": ["audioset_classes.csv"],
+        "transformers_aar.evaluation": ["pretrained_classifier/*"],
         # what `evaluate` loads: folders of one file each, no packages
         "transformers_aar.evaluation.metrics": ["*/*.py"],
         "transformers_aar.model_cards": ["*.md"],

@@ -51,7 +51,9 @@ class EvaluationArguments:
         "Of Fréchet distances: log_mel, clap and ast, the last two also as NAME=CHECKPOINT, and classifier=FOLDER.",
         ["log_mel"],
     )
-    classifier: str | None = option("Folder of a classifier that names the sounds.", None)
+    classifier: str | None = option(
+        "Folder of a classifier that names the sounds, or `bundled` for the package's.", None
+    )
     num_samples: int = option("Sounds that the report shows.", 8)
     seed: int = option("Another seed: other crops, and other draws of the generator.", 0)
     use_cpu: bool = option("Computes on the CPU, whatever else there is.", False)

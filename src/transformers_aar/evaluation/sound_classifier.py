@@ -12,6 +12,8 @@ from transformers.utils import logging
 SAMPLING_RATE = 24_000
 NUM_BANDS = 64
 HOP_LENGTH = 256
+# In the package: of the sounds that it synthesises, trained on them as train_classifier.py's options say by default.
+BUNDLED_CLASSIFIER = Path(__file__).parent / "pretrained_classifier"
 
 
 class SoundClassifier(nn.Module):
@@ -51,13 +53,17 @@ class SoundClassifier(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> "SoundClassifier":
         """
+        Args:
+            folder (`str` or `Path`): where one was saved, or `"bundled"` for the one in the package.
+
         Raises:
             ValueError: for a folder that holds no classifier of sounds.
         """
+        folder = BUNDLED_CLASSIFIER if folder == "bundled" else folder
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
-            network = ResNetForImageClassification.from_pretrained(folder, use_safetensors=True)
+            network = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} holds no classifier of sounds: name one of train_classifier.py's.") from error
         finally:
