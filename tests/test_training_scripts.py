@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import recording
 import soundfile
+import torch
 from clips import RATE, write_clips
-from forking import SCRIPTS, Finished, Forked, as_words, read_lines
+from forking import SCRIPTS, Finished, Forked, as_words, read_lines, read_tensors
 from transformers import AutoModel, ClapModel, pipeline
 
 NUM_STEPS = 3
@@ -180,6 +181,38 @@ def test_conditioned_by_clap(tmp_path, small_aar, clap_config, build_clap_proces
     assert np.isfinite(made["audio"]).all()
 
 
+def test_files_that_cannot_be_read(tmp_path, small_sat):
+    """One after the other: the run ends in a sentence, and so do the processes that read for it."""
+    write_clips(tmp_path, "unbalanced_train", 9)
+    write_clips(tmp_path, "eval", 4)
+    for path in (tmp_path / "audioset_unbalanced_train_mp3").iterdir():
+        path.write_bytes(b"no sound")
+    options = small_sat | {"data_dir": tmp_path, "output_dir": tmp_path / "run", "codebook_start_examples": 2}
+    finished = launch("train_sat.py", options | {"discriminators": "{}"}, tmp_path)
+    assert "20 files in a row can't be read; the last one: " in mistake(finished)
+
+
+def test_runs_are_not_mixed_up(tmp_path, small_sat, small_aar, codec_dir):
+    """Neither is anything of another run overwritten, nor does a run go on with another codec."""
+    sat_run, aar_run = tmp_path / "sat", tmp_path / "aar"
+    assert Forked("train_sat.py", small_sat | {"output_dir": sat_run}, tmp_path).wait().status == 0
+    before = read_tensors(sat_run / "checkpoint-000002")
+    for resume in ({}, {"resume": "latest"}):
+        finished = Forked("train_aar.py", small_aar | {"output_dir": sat_run} | resume, tmp_path).wait()
+        assert f"{sat_run / 'checkpoint-000002'} is of no use to this run, which would overwrite" in mistake(finished)
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in read_tensors(sat_run / "checkpoint-000002").items()
+    )
+    assert AutoModel.from_pretrained(sat_run / "final").config.model_type == "sat"
+
+    assert Forked("train_aar.py", small_aar | {"output_dir": aar_run}, tmp_path).wait().status == 0
+    other = AutoModel.from_pretrained(codec_dir)
+    other.quantizer.codebook.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    changed = {"codec": tmp_path / "other", "output_dir": aar_run, "max_steps": 4, "resume": "latest"}
+    assert "was made with another codec" in mistake(Forked("train_aar.py", small_aar | changed, tmp_path).wait())
+
+
 def mistake(finished: Finished) -> str:
     """The one sentence that a run was refused with."""
     assert finished.status in (1, 2), finished.stderr
@@ -204,6 +237,7 @@ def mistake(finished: Finished) -> str:
         ("sat", {"output_dir": Path(__file__)}, f"The folder {__file__} can't be made: "),
         ("sat", {"learning_rat": 1.0}, "`learning_rat` is no option: the nearest is `learning_rate`"),
         ("aar", {"codec": SCRIPTS}, str(SCRIPTS)),
+        ("aar", {"prompts": "Dgo"}, "Dgo"),
         ("aar", {"codec": "nowhere"}, "nowhere"),
         ("aar", {"token_cache": SCRIPTS, "validation_token_cache": SCRIPTS}, f"{SCRIPTS} is no token cache"),
         ("aar", {"model_config": json.dumps({"conditioning": "clap"}), "conditioner": SCRIPTS}, str(SCRIPTS)),

@@ -1,5 +1,6 @@
 """Whole sounds, cut into the windows of a codec."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -98,9 +99,17 @@ class WindowedClips(Dataset):
         rate = extractor.sampling_rate
         samples = read_whole(audio, name, rate)
         windows = cut_windows(samples, rate, starts_s, round(self.config.window_length_s * rate))
-        # one by one: some extractors treat one sound of each batch, drawn at random, in another way
-        inputs = [extractor(window.numpy(), sampling_rate=rate, return_tensors="pt") for window in windows[:, 0]]
-        return {key: torch.cat([entry[key] for entry in inputs]) for key in ("input_features", "is_longer")}
+        return hear_one_by_one(extractor, windows)
+
+
+def hear_one_by_one(extractor: ClapFeatureExtractor, waveforms: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    CLAP's `input_features` and `is_longer` of waveforms `(1, num_samples)` at the extractor's rate. In a batch some
+    extractors treat one sound, drawn at random, in another way.
+    """
+    rate = extractor.sampling_rate
+    inputs = [extractor(waveform[0].numpy(), sampling_rate=rate, return_tensors="pt") for waveform in waveforms]
+    return {key: torch.cat([entry[key] for entry in inputs]) for key in ("input_features", "is_longer")}
 
 
 def read_whole(audio: dict, name: str, sampling_rate: int, channels: int = 1) -> torch.Tensor:

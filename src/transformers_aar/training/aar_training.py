@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from transformers import ClapFeatureExtractor
 
+from ..data.windows import hear_one_by_one
 from ..modeling_aar import AarForConditionalGeneration
 from ..processing_aar import AarProcessor
 from .arguments import AarArguments, LoopArguments
@@ -51,9 +52,7 @@ def collate_generation_examples(
     if conditioning == "label":
         inputs |= pad_labels([example["labels"] for example in examples])
     elif conditioning == "clap" and conditioner_feature_extractor is not None:
-        heard = [example["waveforms"][1][0].numpy() for example in examples]
-        rate = conditioner_feature_extractor.sampling_rate
-        inputs |= conditioner_feature_extractor(heard, sampling_rate=rate, return_tensors="pt")
+        inputs |= hear_one_by_one(conditioner_feature_extractor, [example["waveforms"][1] for example in examples])
     elif conditioning == "clap":
         inputs["conditioning_embeds"] = torch.stack([example["conditioning"] for example in examples])
     return {
@@ -155,6 +154,8 @@ class AarStage:
         optimizer = torch.optim.AdamW(groups, betas=tuple(args.adam_betas), fused=True)
         self.model, self.optimizer = accelerator.prepare(generator, optimizer)
         self.average = None if args.ema_decay is None else AverageWeights(generator, args.ema_decay)
+        if args.prompts:
+            self._prompts()  # refuses what the model doesn't know before anything is trained
 
     @property
     def is_sharded(self) -> bool:
@@ -247,6 +248,9 @@ class AarStage:
                 sums += scale_sums(self.model(**inputs).logits, codes, scales)
                 swapped = with_neighbours_conditioning(inputs)
                 swapped_sums += scale_sums(self.model(**swapped).logits, codes, scales)
+            for batch in self.validation_set.spare_batches() if self.is_sharded else ():
+                for _ in (sums, swapped_sums):  # which sharded weights are gathered for, by all processes
+                    self.model(**self._on_device(batch["inputs"]))
         sums, swapped_sums = self.accelerator.reduce(sums), self.accelerator.reduce(swapped_sums)
         loss, right, count = sums.sum(0).tolist()
         figures = {"loss": loss / count, "accuracy": right / count}

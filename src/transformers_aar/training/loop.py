@@ -7,9 +7,11 @@ of the step or the example, so that a run that goes on from a checkpoint equals 
 import itertools
 import json
 import math
+import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +29,7 @@ from ..data.staging import staged_file
 from ..evaluation.plots import plot_sounds
 from .arguments import LoopArguments
 from .checkpoints import Checkpoint, CheckpointFolder
-from .sampling import ExampleStream
+from .sampling import ExampleStream, ValidationSet
 from .schedules import LEARNING_RATE_SCHEDULES
 
 logger = logging.get_logger(__name__)
@@ -49,14 +51,15 @@ class Stage(Protocol):
 
     name: str
     sampling_rate: int
-    # the validation's figure by which the best checkpoint is chosen; smaller is better
-    metric: str
+    # the validation's figure by which the best checkpoint is chosen, smaller is better; None as long as none counts
+    metric: str | None
 
     def recipe(self) -> dict[str, Any]:
         """Settings that a checkpoint belongs to, as JSON; a run that goes on with others is told so."""
 
     # batches are dictionaries with at least `names` and `skipped`, the latter pairs of a name and a reason
     stream: ExampleStream
+    validation_set: ValidationSet
 
     def step(self, micro_batches: list[dict], step: int) -> dict[str, torch.Tensor]:
         """Takes an optimizer step and returns its losses, scalars of this process."""
@@ -198,8 +201,10 @@ def take_steps(
         validates = progress.step % args.validation_steps == 0 or is_last
         metric = log.validation() if validates else None
         stops = stop.agreed(accelerator)
-        if progress.step % args.save_steps == 0 or is_last or stops:
+        saves = progress.step % args.save_steps == 0 or is_last or stops
+        if saves or progress.step % args.logging_steps == 0:
             check_skipped(accelerator, progress, max_skipped_share, len(stage.stream.dataset))
+        if saves:
             saved = save(stage, accelerator, folder, progress, metric)
         if stops and not is_last:
             return saved
@@ -207,10 +212,18 @@ def take_steps(
 
 
 def grouped(loader: DataLoader, size: int) -> Iterator[list[dict]]:
-    """The loader's micro-batches, a step's worth at a time."""
+    """The loader's micro-batches, a step's worth at a time. What can't be read any more ends the run."""
     micro_batches = iter(loader)
-    while group := list(itertools.islice(micro_batches, size)):
-        yield group
+    try:
+        while group := list(itertools.islice(micro_batches, size)):
+            yield group
+    except (ValueError, OSError) as error:
+        # a worker's error brings its traceback along
+        sentence = re.sub(r"^\w+Error: ", "", str(error).splitlines()[-1])
+        # whose frames would keep the loader alive, and its workers, which Python then waits for when it exits
+        traceback.clear_frames(error.__traceback__)
+        del micro_batches
+        raise StopTraining(sentence) from None
 
 
 def guarded_step(
@@ -287,6 +300,11 @@ def resume(
     checkpoint = find_checkpoint(args, folder)
     if checkpoint is None:
         return Progress(max_steps=max_steps)
+    before, now = checkpoint.state["recipe"], json.loads(json.dumps(stage.recipe()))
+    if before.get("codec") != now.get("codec"):  # the checkpoint brings its own codec, and tokens would be another's
+        raise StopTraining(
+            f"{checkpoint.path} was made with another codec: go on with that one, or name another --output_dir."
+        )
     try:
         stage.load_files(checkpoint.path)
     except (RuntimeError, OSError) as error:  # tensors of other shapes or names, and files that aren't there
@@ -296,7 +314,6 @@ def resume(
             f"name another --output_dir ({reason})."
         ) from error
     progress = Progress(**checkpoint.state["progress"] | {"max_steps": max_steps})
-    before, now = checkpoint.state["recipe"], json.loads(json.dumps(stage.recipe()))
     changed = [name for name in now if before.get(name) != now[name]]
     if changed and accelerator.is_main_process:
         changes = "; ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed)
@@ -307,11 +324,16 @@ def resume(
 
 def find_checkpoint(args: LoopArguments, folder: CheckpointFolder) -> Checkpoint | None:
     """The checkpoint that `--resume` names. A run that has checkpoints isn't begun anew by accident."""
-    if args.resume == "latest":
-        return folder.latest()
-    if args.resume is not None:
+    if args.resume not in (None, "latest"):
         return folder.load(Path(args.resume))
-    if (latest := folder.latest()) is not None:
+    latest = folder.latest()
+    if latest is None and (occupant := folder.occupant()) is not None:
+        raise StopTraining(
+            f"{occupant} is of no use to this run, which would overwrite it: name another --output_dir, or remove it."
+        )
+    if args.resume == "latest":
+        return latest
+    if latest is not None:
         raise StopTraining(
             f"{args.output_dir} holds checkpoints of a run already, the last one {latest.path.name}: go on with "
             "--resume latest, or name another --output_dir."
@@ -410,14 +432,15 @@ class TrainingLog:
         self._write({f"train/{name}": value for name, value in means.items()})
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in list(means.items())[:4]})
 
-    def validation(self) -> float:
+    def validation(self) -> float | None:
         """Validates, logs the figures and some sounds, and returns the metric."""
         figures = self.stage.validate()
+        self.progress.skipped.update(self.stage.validation_set.skipped)
         self._write({f"validation/{name}": value for name, value in figures.items()})
         sounds = self.stage.sounds()
         if self.accelerator.is_main_process and sounds:
             self._write_sounds(sounds)
-        return figures[self.stage.metric]
+        return figures.get(self.stage.metric)
 
     def _write(self, values: dict[str, float]) -> None:
         self.accelerator.log(values, step=self.progress.step)
@@ -439,8 +462,8 @@ class TrainingLog:
         rate, step = self.stage.sampling_rate, self.progress.step
         plot_sounds(folder / "spectrograms.png", sounds, rate)
         picture = matplotlib.image.imread(folder / "spectrograms.png")
-        for title, sound in sounds.items():
-            with write_sound(folder / f"{title.replace(', ', '-').replace(' ', '_')}.wav", rate, len(sound)) as writer:
+        for name, sound in zip(file_names(sounds), sounds.values()):
+            with write_sound(folder / f"{name}.wav", rate, len(sound)) as writer:
                 writer.write(sound)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
@@ -449,6 +472,15 @@ class TrainingLog:
                     tracker.writer.add_audio(title, sound.detach().float().cpu(), step, rate)
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({"sounds": [picture]}, step=step)
+
+
+def file_names(titles: Iterable[str]) -> list[str]:
+    """A name for each title, without what file systems don't take; where two would be the same, with a number."""
+    names = []
+    for title in titles:
+        name = re.sub(r"[^\w-]+", "_", title.replace(", ", "-"))[:80]
+        names.append(f"{name}-{len(names) + 1}" if name in names else name)
+    return names
 
 
 def step_of(line: str) -> float:

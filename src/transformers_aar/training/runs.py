@@ -95,6 +95,7 @@ def train_aar(
         splits = load_splits(data, codec, accelerator)
     else:
         splits = [load_token_cache(folder, codec) for folder in (args.token_cache, args.validation_token_cache)]
+        splits = [with_labels(dataset, exactly=1) for dataset in splits] if data.single_events else splits
     generator = make_generator(args, codec, label_names(splits[0]), model_class)
     if generator.config.conditioning == "label":
         splits = [with_labels(dataset) for dataset in splits]
@@ -170,10 +171,11 @@ def missing_clips(data: DataArguments) -> dict[str, str]:
     return missing
 
 
-def with_labels(dataset: Dataset) -> Dataset:
-    """The rows that have labels, of which a model of labels can learn something."""
+def with_labels(dataset: Dataset, exactly: int | None = None) -> Dataset:
+    """The rows that have labels, of which a model of labels can learn something; or exactly so many."""
     labels = dataset.select_columns("labels").with_format("arrow")[:]["labels"]
-    labelled = np.flatnonzero(pyarrow.compute.list_value_length(labels).to_numpy())
+    counts = pyarrow.compute.list_value_length(labels).to_numpy()
+    labelled = np.flatnonzero(counts if exactly is None else counts == exactly)
     return dataset if len(labelled) == len(dataset) else dataset.select(labelled)
 
 

@@ -114,15 +114,26 @@ class ValidationSet:
         count = min(num_examples, len(dataset))
         self.keys = [(0, index * len(dataset) // count) for index in range(count)]
         self.own_keys = self.keys[accelerator.process_index :: accelerator.num_processes]
+        self.most_keys = -(-count // accelerator.num_processes)
+        # names and reasons of files that this process couldn't read
+        self.skipped: dict[str, str] = {}
 
     def batches(self) -> Iterator[dict]:
         """This process's share."""
         for start in range(0, len(self.own_keys), self.batch_size):
             yield self.read(self.own_keys[start : start + self.batch_size])
 
+    def spare_batches(self) -> Iterator[dict]:
+        """As many batches as another process has more than this one, for a model that all must call equally often."""
+        own, most = (-(-count // self.batch_size) for count in (len(self.own_keys), self.most_keys))
+        for _ in range(most - own):
+            yield self.read(self.keys[:1])
+
     def read(self, keys: list[tuple[int, int]]) -> dict:
         """These examples as one batch."""
-        return self.collate([self.dataset[key] for key in keys])
+        batch = self.collate([self.dataset[key] for key in keys])
+        self.skipped.update(batch["skipped"])
+        return batch
 
 
 def _ignore_signals(_: int) -> None:
