@@ -87,11 +87,11 @@ def noted_warnings(notes: list[str]) -> Iterator[None]:
 
 def render_markdown(report: Report, command: str, environment: dict[str, Cell]) -> str:
     """The report as Markdown; tables show four digits of each number."""
-    parts = [f"# {report.title}", _markdown_table(_pairs(report.settings))]
-    parts += ["## Figures", _markdown_table(_figure_rows(report.figures))]
+    parts = [f"# {report.title}", markdown_table(_pairs(report.settings))]
+    parts += ["## Figures", markdown_table(_figure_rows(report.figures))]
     parts += ["Intervals are 95 % bootstrap confidence intervals over the sounds.", *report.notes]
     for title, rows in report.tables.items():
-        parts += [f"## {title}", _markdown_table(rows)]
+        parts += [f"## {title}", markdown_table(rows)]
     for name, caption in report.pictures.items():
         parts += [f"## {caption}", f"![{caption}]({name})"]
     if report.samples:
@@ -100,7 +100,7 @@ def render_markdown(report: Report, command: str, environment: dict[str, Cell]) 
             links = ", ".join(f"[{name}]({path})" for name, path in sample["files"].items())
             lines.append(f"- {sample['title']}: {links}")
         parts += ["## Sounds", "\n".join(lines)]
-    parts += ["## How it was made", f"```bash\n{command}\n```", _markdown_table(_pairs(environment))]
+    parts += ["## How it was made", f"```bash\n{command}\n```", markdown_table(_pairs(environment))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -154,12 +154,15 @@ def _figure_rows(figures: dict[str, Cell]) -> list[dict[str, Cell]]:
     return rows
 
 
-def _markdown_table(rows: Sequence[dict[str, Cell]]) -> str:
+def markdown_table(rows: Sequence[dict[str, Cell | None]]) -> str:
+    """Rows with the same columns; nothing stands where a cell is `None`."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([_text(cell) for cell in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
     if isinstance(cell, Estimate):
         return f"{_text(cell.value)} ({_text(cell.low)} to {_text(cell.high)})"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace("|", "\\|")
