@@ -26,6 +26,11 @@ def attention_backward_flops(_: tuple, query: tuple, key: tuple, *__, **___) -> 
     return 10 * math.prod(query) * key[2]
 
 
+def linear_flops(inputs: tuple, weight: tuple, *_, **__) -> int:
+    """Operations of a linear layer, from the shapes of its input and its weights."""
+    return 2 * math.prod(inputs) * weight[0]
+
+
 # kernels of CPUs that PyTorch's counter doesn't know
 LSTM_FLOPS = {
     torch.ops.aten.mkldnn_rnn_layer: lstm_flops,
@@ -35,6 +40,10 @@ ATTENTION_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
 }
+
+
+# absent from builds without oneDNN
+LINEAR_FLOPS = {getattr(torch.ops.mkldnn, "_linear_pointwise", None): linear_flops}
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class FloorCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
-        if (count := {**LSTM_FLOPS, **ATTENTION_FLOPS}.get(packet)) is not None:
+        if (count := {**LSTM_FLOPS, **ATTENTION_FLOPS, **LINEAR_FLOPS}.get(packet)) is not None:
             flops = count(*(value.shape if isinstance(value, torch.Tensor) else value for value in args))
         elif packet in flop_registry:
             flops = flop_registry[packet](*args, **(kwargs or {}), out_val=output)
