@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := demo
-.PHONY: demo reproduce test test-all quality style
+.PHONY: demo reproduce bench test test-all quality style
 
 demo: $(INSTALLED)
 	$(BIN)/transformers-aar generate "Siren" "Bell" "Rain" -o demo --plot --seed 0
@@ -25,6 +25,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST)
+
+bench: $(INSTALLED)
+	$(BIN)/python scripts/benchmark.py --output-dir benchmark
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check

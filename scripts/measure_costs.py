@@ -7,91 +7,31 @@ bytes are counted in them, seconds are measured on this machine; GPU hours and d
 """
 
 import json
-import math
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import numpy as np
-import soundfile
 import torch
 import typer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from transformers_aar import AarConfig, SatConfig, SatModel
-from transformers_aar.data.examples import CropExamples, TokenExamples
 from transformers_aar.data.staging import staged_file
-from transformers_aar.training import arguments
-from transformers_aar.training.aar_training import AarStage, collate_generation_examples, num_draws
-from transformers_aar.training.loop import Stage, make_accelerator, num_steps
-from transformers_aar.training.runs import load_discriminator, make_generator, make_stage_data
-from transformers_aar.training.sat_training import SatStage, collate_crops
+from transformers_aar.evaluation.floors import LSTM_FLOPS
+from transformers_aar.training.loop import Stage, num_steps
+from transformers_aar.training.noise_stages import NUM_CLIPS, make_stage
 
-# AudioSet's unbalanced training split, and the number of GPUs that the published recipes write their batches for.
-NUM_CLIPS = 2_041_789
+# the number of GPUs that the published recipes write their batches for
 NUM_GPUS = 8
-LABELS = [f"label {number}" for number in range(527)]
 
 # Assumed, not measured: dense peaks of an H100 SXM for bf16 and for TF32, in which GPUs compute fp32 convolutions (the
 # halves of what NVIDIA's data sheet says, which counts on sparsity), the share that a training reaches, and a price.
 PEAK_TFLOPS = {"bf16": 989, "no": 495}
 UTILIZATION = {"sat": 0.10, "aar": 0.40}
 DOLLARS_PER_HOUR = 2.50
-
-
-def sat_stage(loop: arguments.LoopArguments, args: arguments.SatArguments, folder: Path) -> SatStage:
-    """The tokenizer's training on noise."""
-    config = SatConfig(**args.codec_config)
-    args.codebook_start_examples = None
-    noise = 0.1 * np.random.default_rng(0).standard_normal(2 * config.window_length)
-    soundfile.write(folder / "noise.wav", noise, config.sampling_rate)
-    clips = [{"audio": {"path": str(folder / "noise.wav"), "bytes": None}}] * loop.per_device_batch_size
-    crops = CropExamples(clips, config.window_length_s, [config.sampling_rate], loop.seed)
-    accelerator = make_accelerator(loop)
-    data = make_stage_data(crops, crops, collate_crops, arguments.DataArguments(), loop, accelerator)
-    return SatStage(accelerator, args, loop, SatModel(config), load_discriminator(args), *data, NUM_CLIPS)
-
-
-def aar_stage(loop: arguments.LoopArguments, args: arguments.AarArguments) -> AarStage:
-    """The generator's training on random tokens of the default codec, as from a token cache."""
-    codec = SatModel(AarConfig().codec_config)
-    codec.quantizer.codebook.normal_()
-    args.conditioner = None  # its embeddings are in the cache
-    generator = make_generator(args, codec, LABELS)
-    config, rng = generator.config, np.random.default_rng(0)
-    windows = [
-        {
-            "id": "noise",
-            "window": window,
-            "codes": rng.integers(codec.config.codebook_size, size=config.num_slots),
-            "labels": [window % len(LABELS)],
-            "conditioning": rng.standard_normal(config.conditioning_dim),
-        }
-        for window in range(loop.per_device_batch_size)
-    ]
-    examples = TokenExamples(windows, loop.seed, num_draws(config.num_hidden_layers))
-    collate = partial(collate_generation_examples, conditioning=config.conditioning)
-    accelerator = make_accelerator(loop)
-    data = make_stage_data(examples, examples, collate, arguments.DataArguments(), loop, accelerator)
-    return AarStage(accelerator, args, loop, generator, None, *data, NUM_CLIPS)
-
-
-def lstm_flops(inputs: tuple, input_weight: tuple, hidden_weight: tuple, *_, factor: int = 2, **__) -> int:
-    """Operations of an LSTM's layer, from the shapes of its sequence and its weights."""
-    return factor * inputs[0] * inputs[1] * (math.prod(input_weight) + math.prod(hidden_weight))
-
-
-# kernels of CPUs that PyTorch's counter doesn't know
-LSTM_FLOPS = {
-    torch.ops.aten.mkldnn_rnn_layer: lstm_flops,
-    torch.ops.aten.mkldnn_rnn_layer_backward: partial(lstm_flops, factor=4),
-}
 
 
 def count_flops(stage: Stage, batches: list[dict], steps: range) -> float:
@@ -127,22 +67,6 @@ def seconds_per_step(stage: Stage, batches: list[dict], steps: range) -> tuple[f
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return (time.perf_counter() - elapsed) / len(steps), (time.process_time() - busy) / len(steps)
-
-
-def make_stage(recipe: Path, batch_size: int, folder: Path) -> tuple[Stage, arguments.LoopArguments, range]:
-    """A recipe's training at a small batch, its own options, and the steps that are a fair sample."""
-    is_sat = "model_config" not in arguments.read_recipe(recipe)
-    words = [str(recipe), f"--output_dir={folder}", "--report_to=none"]
-    words += [] if is_sat else ["--codec=none", "--token_cache=none", "--validation_token_cache=none"]
-    types = arguments.LoopArguments, arguments.SatArguments if is_sat else arguments.AarArguments
-    _, loop, args = arguments.parse_arguments(words, arguments.DataArguments, *types)
-    small = replace(loop, per_device_batch_size=batch_size, gradient_accumulation_steps=1)
-    if not is_sat:
-        return aar_stage(small, args), loop, range(1)
-    # with all losses, and from one step in which the discriminator rests until the next
-    interval = max(1, args.discriminator_skip_interval)
-    first = math.ceil(max(args.quantizer_start_step, args.discriminator_start_step) / interval) * interval
-    return sat_stage(small, args, folder), loop, range(first, first + interval)
 
 
 def measure(recipe: Path, batch_size: int, repeats: int, folder: Path) -> dict[str, float]:

@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from transformers_aar import AarForConditionalGeneration, AarGenerateOutput, AarPreviewStreamer
-from transformers_aar.generation_aar import AarGenerationMixin
+from transformers_aar.generation_aar import AarGenerationMixin, AarTopKWarper
 
 SCALES = [1, 2, 4, 6]
 STARTS = [0, 1, 3, 7]
@@ -257,6 +257,13 @@ def test_scores_are_the_librarys_warped_logits(model, arguments):
     kept = torch.isfinite(torch.cat(output.scores, 1)).sum(-1)
     assert kept.max() <= (arguments["top_k"] or 16)
     assert (kept.min() < 16) == (0 < arguments["top_k"] < 16 or arguments["top_p"] < 1)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 15, 16, 17, 100])
+def test_top_k_is_the_librarys(top_k):
+    """Bit for bit, with ties at the threshold."""
+    scores = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    assert torch.equal(AarTopKWarper(top_k)(None, scores), TopKLogitsWarper(top_k)(None, scores))
 
 
 @pytest.mark.parametrize("arguments", [{"temperature": 0.0}, {"top_p": 1.5}, {"top_k": -1}])

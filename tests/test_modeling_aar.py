@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 
 from transformers_aar import AarConfig, AarForConditionalGeneration
 from transformers_aar.generation_aar import AarCacheLayer
+from transformers_aar.modeling_aar import AarLinear
 
 SCALES = [1, 2, 4, 6]
 VARIANTS = [(adaln, qk_norm) for adaln in ("per_block", "shared", "none") for qk_norm in (True, False)]
@@ -382,6 +383,42 @@ def test_lora(build_generator, inputs, tmp_path):
     torch.testing.assert_close(again(**inputs).logits, after)
     sounds = again.generate(conditioning_embeds=inputs["conditioning_embeds"], do_sample=False)
     assert sounds.shape == (2, 1, 1920)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("num_rows", [1, 2, 9, 300])
+@pytest.mark.parametrize("with_gelu", [False, True])
+def test_fused_linear_layers(dtype, num_rows, with_gelu):
+    """Whatever kernel computes it, it is the product, the bias and the GELU."""
+    torch.manual_seed(0)
+    layer, inputs = AarLinear(256, 64).to(dtype), torch.randn(num_rows, 3, 256, dtype=dtype)
+    expected = torch.nn.functional.linear(inputs.double(), layer.weight.double(), layer.bias.double())
+    expected = torch.nn.functional.gelu(expected, approximate="tanh") if with_gelu else expected
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(layer(inputs, with_gelu).double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_fused_linear_layers_are_for_inference():
+    """Gradients and autocast take PyTorch's own kernels."""
+    layer, inputs = AarLinear(256, 64), torch.randn(9, 256)
+    layer(inputs, with_gelu=True).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(inputs).dtype == torch.bfloat16
+
+
+def test_adapters_add_to_what_the_gelu_gets(build_generator):
+    """An adapter on the MLP's first layer equals the layer that it is merged into, with and without gradients."""
+    peft = pytest.importorskip("peft")
+    sizes = {"hidden_size": 256, "num_attention_heads": 4}
+    config = peft.LoraConfig(r=4, target_modules=["fc1"], init_lora_weights=False)
+    mlp = peft.get_peft_model(build_generator(**sizes).model.layers[0].mlp, config)
+    inputs = torch.randn(2, 5, 256)
+    trained = mlp(inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(inputs), trained, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mlp.merge_and_unload()(inputs), trained, atol=1e-5, rtol=1e-4)
 
 
 def test_lora_through_the_library(build_generator, inputs):

@@ -6,10 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.utils import parametrize
-from transformers.models.encodec.modeling_encodec import EncodecEncoder
+from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecEncoder
 
 from transformers_aar import SatConfig, SatModel
-from transformers_aar.modeling_sat import FoldedWeightNorm
+from transformers_aar.modeling_sat import (
+    ChannelsLastConv1d,
+    ChannelsLastConvTranspose1d,
+    FoldedWeightNorm,
+    SatConv1d,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -555,6 +560,53 @@ def test_paddings_are_plain_integers(codec):
     for conv in convs:
         assert all(type(value) is int for value in (conv.stride, conv.kernel_size, conv.padding_total))
         assert not list(conv.buffers())
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "arguments"),
+    [(7, {}), (1, {}), (3, {"padding": 1}), (3, {"dilation": 2}), (4, {"stride": 2})],
+    ids=lambda value: str(value),
+)
+@pytest.mark.parametrize("length", [12, 13])
+def test_channels_last_convolutions(kernel_size, arguments, length):
+    """They equal PyTorch's in values and gradients, and lay out what they return for the next one."""
+    torch.manual_seed(0)
+    ours, theirs = (cls(4, 6, kernel_size, **arguments) for cls in (ChannelsLastConv1d, torch.nn.Conv1d))
+    theirs.load_state_dict(ours.state_dict())
+    inputs = torch.randn(2, 4, length)
+    output, expected = ours(inputs), theirs(inputs)
+    torch.testing.assert_close(output, expected)
+    assert output.stride(1) == 1
+    for result in (output, expected):
+        result.square().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_channels_last_transposed_convolution():
+    torch.manual_seed(0)
+    ours, theirs = (cls(4, 6, 8, 4) for cls in (ChannelsLastConvTranspose1d, torch.nn.ConvTranspose1d))
+    theirs.load_state_dict(ours.state_dict())
+    inputs = torch.randn(2, 4, 13)
+    torch.testing.assert_close(ours(inputs), theirs(inputs))
+
+
+@pytest.mark.parametrize("paddings", [(0, 0), (3, 3), (2, 0), (0, 2), (1, 4)])
+@pytest.mark.parametrize("length", [3, 10])
+@pytest.mark.parametrize("mode", ["reflect", "constant", "replicate"])
+def test_padding_is_the_parents(paddings, length, mode):
+    """Bit for bit, of sounds that are shorter than their padding, too."""
+    sound = torch.randn(2, 4, length)
+    assert torch.equal(SatConv1d._pad1d(sound, paddings, mode), EncodecConv1d._pad1d(sound, paddings, mode))
+
+
+def test_all_convolutions_are_channels_last(codec):
+    """Beneath their weight norm, too, and after it is removed."""
+    convs = [module for module in codec.modules() if isinstance(module, (torch.nn.Conv1d, torch.nn.ConvTranspose1d))]
+    assert all(isinstance(conv, (ChannelsLastConv1d, ChannelsLastConvTranspose1d)) for conv in convs)
+    conv = copy.deepcopy(codec).encoder.layers[0].conv
+    parametrize.remove_parametrizations(conv, "weight")
+    assert type(conv) is ChannelsLastConv1d
+    assert isinstance(codec.encoder.layers[0].conv, ChannelsLastConv1d)
 
 
 # --- fingerprint -----------------------------------------------------------------------------------------------------

@@ -98,6 +98,17 @@ class AarCacheLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length
 
 
+class AarTopKWarper(TopKLogitsWarper):
+    """The library's filter, bit for bit; but its `topk` sorts what it keeps, which here is most of the codebook."""
+
+    def __call__(self, input_ids: torch.LongTensor | None, scores: torch.FloatTensor) -> torch.FloatTensor:
+        codebook_size = scores.shape[-1]
+        # the k-th largest, counted from the other end
+        rank = codebook_size - min(self.top_k, codebook_size) + 1
+        lowest = scores.kthvalue(rank, dim=-1, keepdim=True).values
+        return scores.masked_fill(scores < lowest, self.filter_value)
+
+
 class AarPreviewStreamer(BaseStreamer):
     """
     Streamer for `generate` that decodes what is known of the sound after every scale, coarse to fine.
@@ -326,7 +337,7 @@ class AarGenerationMixin(GenerationMixin):
         if config.temperature is not None and config.temperature != 1.0:
             warpers.append(TemperatureLogitsWarper(config.temperature))
         if config.top_k:
-            warpers.append(TopKLogitsWarper(config.top_k))
+            warpers.append(AarTopKWarper(config.top_k))
         if config.top_p is not None and config.top_p != 1.0:
             warpers.append(TopPLogitsWarper(config.top_p))
         return warpers

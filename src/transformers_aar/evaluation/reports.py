@@ -157,13 +157,15 @@ def _figure_rows(figures: dict[str, Cell]) -> list[dict[str, Cell]]:
     return rows
 
 
-def markdown_table(rows: Sequence[dict[str, Cell]]) -> str:
-    """Rows with the same columns as a Markdown table, with four digits of each number."""
+def markdown_table(rows: Sequence[dict[str, Cell | None]]) -> str:
+    """Rows with the same columns as a Markdown table, four digits of each number, nothing where a cell is `None`."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([_text(cell) for cell in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
     if isinstance(cell, Estimate):
         return f"{_text(cell.value)} ({_text(cell.low)} to {_text(cell.high)})"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace("|", "\\|")

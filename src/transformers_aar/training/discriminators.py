@@ -88,7 +88,9 @@ class STFTDiscriminator(nn.Module):
             return_complex=True,
         )
         scaled = spectrogram / (self.n_fft / 2) ** 0.5
-        return torch.view_as_real(scaled).permute(0, 3, 2, 1)
+        channels = torch.view_as_real(scaled).permute(0, 3, 2, 1)
+        # side by side, which oneDNN's kernels are faster with
+        return channels.contiguous(memory_format=torch.channels_last) if audio.device.type == "cpu" else channels
 
 
 class PeriodDiscriminator(nn.Module):

@@ -167,7 +167,7 @@ class SatStage:
 
     def _prepare(self, module: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
         """A module and its optimizer in Accelerate's hands."""
-        optimizer = torch.optim.Adam(module.parameters(), betas=tuple(self.args.adam_betas))
+        optimizer = torch.optim.Adam(module.parameters(), betas=tuple(self.args.adam_betas), fused=True)
         return self.accelerator.prepare(module, optimizer)
 
     def _read(self, positions: range) -> torch.Tensor:
@@ -241,12 +241,12 @@ class SatStage:
         self, sounds: list[torch.Tensor], quantize: bool, adversarial: bool
     ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
         """Losses, means over the micro-batches, and the reconstructions without their gradients."""
-        magnitudes = self._feature_magnitudes(sounds) if adversarial else None
+        magnitudes, real_features = self._feature_magnitudes(sounds) if adversarial else (None, None)
         totals, reconstructions = {}, []
         for index, real in enumerate(sounds):
             with self._accumulating(self.model, is_last=index == len(sounds) - 1):
                 fake, commitment = self.model(real, quantize)
-                losses = self._losses(real, fake, commitment, quantize, magnitudes)
+                losses = self._losses(real, fake, commitment, quantize, magnitudes, real_features)
                 weights = {name: self.args.loss_weights[name] for name in losses}
                 self.accelerator.backward(weighted_sum(losses, weights) / len(sounds))
             reconstructions.append(fake.detach())
@@ -263,13 +263,15 @@ class SatStage:
         commitment: torch.Tensor,
         quantize: bool,
         magnitudes: torch.Tensor | None,
+        real_features: list[list[torch.Tensor]] | None,
     ) -> dict[str, torch.Tensor]:
         """The codec's objective, term by term."""
         losses = {"wave": self.wave_loss(fake, real), "mel": self.mel_loss(fake, real)}
         if quantize:
             losses["commitment"] = commitment
         if magnitudes is not None:
-            real_features = self._judge(real).features
+            if real_features is None:
+                real_features = self._judge(real).features
             judged = self._judge(fake)
             losses["adversarial"] = adversarial_loss(judged.logits)
             losses["feature"] = feature_matching_loss(real_features, judged.features, magnitudes)
@@ -281,10 +283,17 @@ class SatStage:
         with self.accelerator.autocast(), torch.set_grad_enabled(sounds.requires_grad):
             return self.discriminator(sounds)
 
-    def _feature_magnitudes(self, sounds: list[torch.Tensor]) -> torch.Tensor:
-        """Mean magnitudes of the recordings' features over the whole batch, all processes and micro-batches."""
-        means = [mean_magnitudes(self._judge(real).features) for real in sounds]
-        return self.accelerator.reduce(torch.stack(means).mean(0), reduction="mean")
+    def _feature_magnitudes(self, sounds: list[torch.Tensor]) -> tuple[torch.Tensor, list[list[torch.Tensor]] | None]:
+        """
+        Mean magnitudes of the recordings' features over the whole batch, all processes and micro-batches; and of a
+        single micro-batch the features, which need not be computed again. Those of several would fill the memory.
+        """
+        means = []
+        for real in sounds:
+            features = self._judge(real).features
+            means.append(mean_magnitudes(features))
+        magnitudes = self.accelerator.reduce(torch.stack(means).mean(0), reduction="mean")
+        return magnitudes, features if len(sounds) == 1 else None
 
     def _discriminator_step(self, sounds: list[torch.Tensor], reconstructions: list[torch.Tensor]) -> torch.Tensor:
         self.discriminator.requires_grad_(True)

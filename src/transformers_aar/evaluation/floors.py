@@ -1,0 +1,111 @@
+"""What a machine can do at most, and how long a computation would take if it did (roofline, Williams et al. 2009)."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+def lstm_flops(inputs: tuple, input_weight: tuple, hidden_weight: tuple, *_, factor: int = 2, **__) -> int:
+    """Operations of an LSTM's layer, from the shapes of its sequence and its weights."""
+    return factor * inputs[0] * inputs[1] * (math.prod(input_weight) + math.prod(hidden_weight))
+
+
+def attention_flops(query: tuple, key: tuple, *_, **__) -> int:
+    """Operations of attention, from the shapes `(batch_size, heads, length, head_dim)` of queries and keys."""
+    return 4 * math.prod(query) * key[2]
+
+
+def attention_backward_flops(_: tuple, query: tuple, key: tuple, *__, **___) -> int:
+    """Five matrix products, one of them again, in place of attention's two."""
+    return 10 * math.prod(query) * key[2]
+
+
+def linear_flops(inputs: tuple, weight: tuple, *_, **__) -> int:
+    """Operations of a linear layer, from the shapes of its input and its weights."""
+    return 2 * math.prod(inputs) * weight[0]
+
+
+# kernels of CPUs that PyTorch's counter doesn't know
+LSTM_FLOPS = {
+    torch.ops.aten.mkldnn_rnn_layer: lstm_flops,
+    torch.ops.aten.mkldnn_rnn_layer_backward: partial(lstm_flops, factor=4),
+}
+ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+}
+
+
+# absent from builds without oneDNN
+LINEAR_FLOPS = {getattr(torch.ops.mkldnn, "_linear_pointwise", None): linear_flops}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """
+    Args:
+        flops (`dict[torch.dtype, float]`): operations per second of large matrix products, by their dtype.
+        bandwidth (`float`): bytes per second that are read from memory.
+    """
+
+    flops: dict[torch.dtype, float]
+    bandwidth: float
+
+
+def measure_ceilings(device: torch.device, size: int = 2048, gigabytes: float = 1.0) -> Ceilings:
+    """
+    Measures products of `size` × `size` matrices in fp32 and bf16, and the reading of as many gigabytes, which must be
+    more than the processor's caches hold. The best of five each.
+    """
+    flops = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.randn(2, size, size, device=device).to(dtype)
+        flops[dtype] = 2 * size**3 / _best_seconds(partial(torch.mm, left, right), device)
+    data = torch.ones(int(gigabytes * 1e9 / 4), device=device)
+    return Ceilings(flops, data.nbytes / _best_seconds(data.sum, device))
+
+
+def _best_seconds(run: Callable[[], object], device: torch.device) -> float:
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+class FloorCounter(TorchDispatchMode):
+    """
+    Within this context `seconds` grows by what each matrix product, convolution, LSTM and attention takes at least:
+    its operations at the ceiling of its dtype, or its tensors' bytes at that of the memory, whichever is longer. All
+    else is taken to cost nothing.
+    """
+
+    def __init__(self, ceilings: Ceilings):
+        super().__init__()
+        self.ceilings = ceilings
+        self.seconds = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        packet = func.overloadpacket
+        if (count := {**LSTM_FLOPS, **ATTENTION_FLOPS, **LINEAR_FLOPS}.get(packet)) is not None:
+            flops = count(*(value.shape if isinstance(value, torch.Tensor) else value for value in args))
+        elif packet in flop_registry:
+            flops = flop_registry[packet](*args, **(kwargs or {}), out_val=output)
+        else:
+            return output
+        outputs = output if isinstance(output, (tuple, list)) else [output]
+        tensors = [value for value in (*args, *outputs) if isinstance(value, torch.Tensor)]
+        flops_per_second = self.ceilings.flops.get(tensors[0].dtype, self.ceilings.flops[torch.float32])
+        num_bytes = sum(tensor.nbytes for tensor in tensors)
+        self.seconds += max(flops / flops_per_second, num_bytes / self.ceilings.bandwidth)
+        return output
