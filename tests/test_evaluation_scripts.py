@@ -168,6 +168,8 @@ def test_report_of_a_generator(generator_report):
     # of random weights; 16 codes at random would be log 16 = 2.8
     assert figures["loss"]["value"] > math.log(16)
     assert figures["loss"]["value"] != figures["loss_with_neighbours_conditioning"]["value"]
+    # of at most nine different codes in a scale of a single token, and of 16 in any
+    assert 0 < figures["entropy_of_single_codes"]["value"] < math.log(16)
     table = report["tables"]["Scales"]
     mean = sum(row["loss"]["value"] * row["tokens"] for row in table) / 22
     assert mean == pytest.approx(figures["loss"]["value"])

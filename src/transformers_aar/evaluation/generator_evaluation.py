@@ -16,6 +16,7 @@ from ..training.aar_training import collate_generation_examples, scale_sums, wit
 from ..training.arguments import COUNT, NUMBER_FROM_ZERO, option, optional
 from .bootstrap import Estimate, bootstrap_interval
 from .classification import clap_score, inception_score, kl_divergence
+from .codebook_usage import CodebookUsage
 from .codec_evaluation import stack_waveforms, timed, with_reconstruction
 from .embeddings import AstEmbedding, ClapEmbedding
 from .held_out import TEXTS, EvaluationArguments, HeldOutCrops, gather_rows, own_batches
@@ -110,6 +111,8 @@ class GeneratorEvaluation:
         self.seed = args.seed
         self.batch_size = args.batch_size
         self.accelerator = accelerator
+        codec_config = model.config.codec_config
+        self.usage = CodebookUsage(codec_config.scales, codec_config.codebook_size, accelerator.device)
         if sampling.prompts:
             processor(sampling.prompts)  # refuses unknown labels before anything is measured
 
@@ -117,13 +120,16 @@ class GeneratorEvaluation:
 
     def measure_held_out(self) -> Rows:
         """What is heard in held-out sounds and in their reconstructions, and how well their codes are guessed."""
-        return self.crops.measure(self._measure_held_out, "held-out sounds")
+        rows = self.crops.measure(self._measure_held_out, "held-out sounds")
+        self.usage.counts = self.accelerator.reduce(self.usage.counts)
+        return rows
 
     @torch.no_grad()
     def _measure_held_out(self, examples: list[dict]) -> Rows:
         codec = self.model.codec_model
         waveforms = stack_waveforms(examples).to(codec.device, codec.dtype)
         codes = codec.encode(waveforms).audio_codes
+        self.usage.update(codes)
         decoded = codec.decode(codes).audio_values[..., : waveforms.shape[-1]]
         inputs = self.conditioning(examples)
         rows = {
@@ -222,7 +228,7 @@ def generator_report(
     figures |= heard_figures(evaluation, held_out, orders, generated)
     for source, rows in (("held_out", held_out), ("reconstruction", held_out), ("generated", generated)):
         figures |= listeners.named_rightly(rows, source)
-    figures |= guess_figures(held_out)
+    figures |= guess_figures(held_out) | {"entropy_of_single_codes": evaluation.usage.entropy_per_token.item()}
     figures |= {
         "forward_passes": evaluation.model.config.codec_config.num_scales,
         "seconds_per_clip": generated["seconds"].mean().item(),
