@@ -7,7 +7,7 @@ copy of the code, the sampling defaults that suit it, and a card with the figure
     python scripts/evaluate_aar.py --model runs/packed --output_dir reports/aar …
     python scripts/pack_checkpoint.py --generator … --output_dir runs/carded --reports reports/sat reports/aar
 
-Options may also stand in a YAML file, named first: scripts/configs/pack_small.yaml packed what the package carries.
+Options may also stand in a YAML file, named first.
 """
 
 import json
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 from transformers.utils import logging
 
@@ -23,6 +22,7 @@ from transformers_aar import AarForConditionalGeneration, AarProcessor
 from transformers_aar.configuration_sat import POSITIVE_NUMBER, check_fields, number_between
 from transformers_aar.evaluation.held_out import TEXTS
 from transformers_aar.hub.model_cards import write_model_card
+from transformers_aar.hub.packing import slim_down
 from transformers_aar.training.arguments import COUNT, NUMBER_FROM_ZERO, TEXT, option, optional
 from transformers_aar.training.runs import run_script
 
@@ -93,25 +93,6 @@ def read_figures(reports: list[str]) -> dict[str, str]:
 
 def in_words(entry: dict[str, float]) -> str:
     return f"{entry['value']:.4g}" + (f" ({entry['low']:.4g} to {entry['high']:.4g})" if "low" in entry else "")
-
-
-def slim_down(folder: Path) -> None:
-    """Leaves out what the package has already (the code) and what only training needs (sums of code vectors)."""
-    weights = folder / "model.safetensors"
-    kept = {name: tensor for name, tensor in load_file(weights).items() if not name.endswith("codebook_sum")}
-    save_file(kept, weights, metadata={"format": "pt"})
-    for path in folder.glob("*.py"):
-        path.unlink()
-    for path in folder.glob("*.json"):
-        path.write_text(json.dumps(cleaned(json.loads(path.read_text())), indent=2) + "\n")
-
-
-def cleaned(entry):
-    """A saved configuration without references to code, that loads in fp32."""
-    if isinstance(entry, dict):
-        entry = {name: cleaned(value) for name, value in entry.items() if name != "auto_map"}
-        return entry | {"dtype": "float32"} if "dtype" in entry else entry
-    return entry
 
 
 if __name__ == "__main__":
