@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 from transformers_aar.training.checkpoints import CheckpointFolder
-from transformers_aar.training.loop import Progress, StopTraining, check_skipped, step_of, take_step
+from transformers_aar.training.loop import Progress, StopTraining, check_skipped, file_names, step_of, take_step
 from transformers_aar.training.sat_training import SatStage
 
 
@@ -352,3 +352,9 @@ def test_the_average_is_what_is_published(tmp_path, train):
     assert averages
     for name, value in averages.items():
         assert torch.equal(final[name.replace("average.safetensors", "model.safetensors")], value)
+
+
+def test_names_of_sound_files():
+    """Nothing that a file system doesn't take, nothing too long, and none twice."""
+    titles = ["sound 1, original", "rock/pop", "rock pop", "x" * 300]
+    assert file_names(titles) == ["sound_1-original", "rock_pop", "rock_pop-3", "x" * 80]
