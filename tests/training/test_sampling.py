@@ -91,17 +91,25 @@ def test_reading_positions_as_one_batch():
     assert stream.read(range(7, 13)) == [stream.example(position) for position in range(7, 13)]
 
 
+def as_batch(keys: list) -> dict:
+    """A batch none of whose files can be read."""
+    return {"keys": keys, "skipped": [(str(key), "broken") for key in keys]}
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_the_validation_set_is_spread_over_the_dataset_and_shared(world):
     shares = [
-        ValidationSet(Keys(100), list, 10, 4, SimpleNamespace(process_index=rank, num_processes=world))
+        ValidationSet(Keys(100), as_batch, 10, 4, SimpleNamespace(process_index=rank, num_processes=world))
         for rank in range(world)
     ]
-    read = [key for share in shares for batch in share.batches() for key in batch]
+    read = [key for share in shares for batch in share.batches() for key in batch["keys"]]
     assert sorted(read) == [(0, index) for index in range(0, 100, 10)]
-    assert all(len(batch) <= 4 for share in shares for batch in share.batches())
+    assert all(len(batch["keys"]) <= 4 for share in shares for batch in share.batches())
+    # with the spare ones all processes have equally many
+    assert len({len([*share.batches(), *share.spare_batches()]) for share in shares}) == 1
+    assert shares[0].skipped == {str((0, index)): "broken" for index in range(0, 100, 10 * world)}
 
 
 def test_a_validation_set_of_all_there_are():
-    validation_set = ValidationSet(Keys(3), list, 10, 4, Accelerator(cpu=True))
-    assert list(validation_set.batches()) == [[(0, 0), (0, 1), (0, 2)]]
+    validation_set = ValidationSet(Keys(3), as_batch, 10, 4, Accelerator(cpu=True))
+    assert [batch["keys"] for batch in validation_set.batches()] == [[(0, 0), (0, 1), (0, 2)]]
