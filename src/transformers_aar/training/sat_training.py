@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.utils import parametrize
 
 from ..evaluation.codebook_usage import CodebookUsage
 from ..feature_extraction_sat import SatFeatureExtractor
@@ -17,6 +16,7 @@ from ..modeling_sat import SatModel
 from .arguments import LoopArguments, SatArguments
 from .checkpoints import load_optimizer_state, optimizer_state
 from .discriminators import AudioDiscriminator
+from .initialization import initialize_from_data
 from .loop import learning_rate_factor, take_step
 from .losses import (
     WAVE_LOSSES,
@@ -65,31 +65,6 @@ def autoencode(codec: SatModel, input_values: torch.Tensor) -> torch.Tensor:
     """Encoder and decoder with nothing but the projections in between; same shapes as the codec's own."""
     latents = codec.quantizer.project_in(codec.encoder(input_values.to(codec.dtype)).transpose(1, 2))
     return codec.decoder(codec.quantizer.project_out(latents).transpose(1, 2))
-
-
-@torch.no_grad()
-def initialize_from_data(codec: SatModel, input_values: torch.Tensor) -> None:
-    """
-    Data-dependent initialisation of weight-normed layers (Salimans & Kingma 2016, section 3): every convolution starts
-    with outputs of mean 0 and variance 1. With PyTorch's defaults the part of the latents that depends on the sound
-    fades to a thousandth on its way through the encoder, and hundreds of steps pass before anything is learned.
-    """
-
-    def normalize(conv, _, output):
-        mean = output.mean((0, 2))
-        std = (output - mean[:, None]).std()
-        conv.parametrizations.weight.original0.div_(std)
-        conv.bias.sub_(mean).div_(std)
-        return (output - mean[:, None]) / std
-
-    convs = [module for module in codec.modules() if parametrize.is_parametrized(module, "weight")]
-    hooks = [conv.register_forward_hook(normalize) for conv in convs]
-    autoencode(codec, input_values)
-    for hook in hooks:
-        hook.remove()
-    last = codec.decoder.layers[-1].conv
-    for part in (last.parametrizations.weight.original0, last.bias):
-        part.mul_(input_values.std())
 
 
 @torch.no_grad()
