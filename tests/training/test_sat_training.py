@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch.nn.utils import parametrize
 
 from transformers_aar import SatConfig, SatModel
-from transformers_aar.training.sat_training import autoencode, initialize_from_data, normalize_latents
+from transformers_aar.training.initialization import initialize_from_data
+from transformers_aar.training.sat_training import autoencode, normalize_latents
 
 TINY = {"num_filters": 4, "hidden_size": 8, "codebook_size": 16, "num_lstm_layers": 1}
 
@@ -27,27 +27,6 @@ def sounds() -> torch.Tensor:
 
 def latents(codec: SatModel, sounds: torch.Tensor) -> torch.Tensor:
     return codec.quantizer.project_in(codec.encoder(sounds).transpose(1, 2))
-
-
-def test_initialized_layers_pass_on_what_they_hear(codec, sounds):
-    """Every convolution's output has mean 0 and variance 1 over its data; with defaults the signal fades away."""
-    faded = latents(codec, sounds).std(0).mean()
-    initialize_from_data(codec, sounds)
-    seen = {}
-    convs = {name: module for name, module in codec.named_modules() if parametrize.is_parametrized(module, "weight")}
-    hooks = [
-        conv.register_forward_hook(lambda _, args, output, name=name: seen.update({name: output.detach()}))
-        for name, conv in convs.items()
-    ]
-    decoded = autoencode(codec, sounds)
-    for hook in hooks:
-        hook.remove()
-    last = next(name for name, conv in convs.items() if conv is codec.decoder.layers[-1].conv)
-    for name, output in seen.items():
-        if name != last:
-            assert output.mean().abs() < 1e-3 and 0.99 < output.std() < 1.01, name
-    assert 0.5 < decoded.std() / sounds.std() < 2
-    assert latents(codec, sounds).std(0).mean() > 5 * faded
 
 
 def test_normalized_latents(codec, sounds):
