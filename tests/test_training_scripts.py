@@ -19,7 +19,7 @@ SMALL = {
     **{"max_steps": NUM_STEPS, "per_device_batch_size": 4, "num_validation_examples": 3, "logging_steps": 1},
     **{"validation_steps": 3, "save_steps": 2, "dataloader_num_workers": 1, "use_cpu": True},
 }
-SMALL_SAT = SMALL | {"quantizer_start_step": 1, "codebook_start_examples": 8}
+SMALL_SAT = SMALL | {"codebook_start_examples": 8}
 MODEL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL_AAR = SMALL | {"model_config": json.dumps({"conditioning": "label", "drop_path_rate": 0.2, **MODEL})}
 
@@ -97,7 +97,7 @@ def test_both_stages(tmp_path, small_sat, small_aar):
 @pytest.mark.parametrize("stage", ["sat", "aar"])
 def test_two_processes(tmp_path, small_sat, small_aar, stage):
     """They follow one that takes the whole batch, in the two steps before rounding may choose other codes."""
-    chosen = {"sat": small_sat | {"quantizer_start_step": 0}, "aar": small_aar}[stage] | {"mixed_precision": "no"}
+    chosen = {"sat": small_sat, "aar": small_aar}[stage] | {"mixed_precision": "no"}
     logs = {}
     for num_processes in (1, 2):
         folder = tmp_path / str(num_processes)

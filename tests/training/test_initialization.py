@@ -6,7 +6,6 @@ import torch
 from transformers_aar import SatConfig, SatModel
 from transformers_aar.training.initialization import initialize_from_data
 from transformers_aar.training.losses import relative_error
-from transformers_aar.training.sat_training import autoencode
 
 SMALL = {"num_filters": 8, "num_lstm_layers": 1, "hidden_size": 64, "codebook_dim": 64, "codebook_size": 16}
 
@@ -18,6 +17,12 @@ def chords(count: int, seed: int) -> torch.Tensor:
     time = torch.arange(9600) / 24_000
     waves = torch.sin(2 * math.pi * (100 + 1100 * frequencies) * time + 2 * math.pi * phases)
     return 0.1 * waves.sum(1, keepdim=True)
+
+
+def autoencode(codec: SatModel, sounds: torch.Tensor) -> torch.Tensor:
+    """The sounds past the quantizer."""
+    latents = codec.quantizer.project_in(codec.encoder(sounds).transpose(1, 2))
+    return codec.decoder(codec.quantizer.project_out(latents).transpose(1, 2))
 
 
 def error_after_start(**options) -> float:
@@ -73,3 +78,14 @@ def test_all_weights_still_learn():
 def test_what_cannot_start_so(options):
     with pytest.raises(ValueError, match=f"data_dependent_init.*{next(iter(options))}"):
         initialize_from_data(SatModel(SatConfig(**SMALL | options)), chords(4, seed=0))
+
+
+@pytest.mark.parametrize("options", [{}, {"codebook_dim": 16}])
+def test_variance_of_what_is_quantized(options):
+    """The commitment loss is measured in it."""
+    codec = SatModel(SatConfig(**SMALL | options))
+    sounds = chords(24, seed=0)
+    initialize_from_data(codec, sounds)
+    with torch.no_grad():
+        latents = codec.quantizer.project_in(codec.encoder(sounds).transpose(1, 2))
+    assert latents.std().item() == pytest.approx(1, rel=0.02)

@@ -140,9 +140,8 @@ SAT_RULES = {
     "wave_loss": one_of(*WAVE_LOSSES),
     "adam_betas": BETAS,
     "discriminator_learning_rate": optional(POSITIVE_NUMBER),
-    **dict.fromkeys(("discriminator_start_step", "discriminator_skip_interval", "quantizer_start_step"), COUNT),
+    **dict.fromkeys(("discriminator_start_step", "discriminator_skip_interval"), COUNT),
     "codebook_start_examples": optional(POSITIVE_INTEGER),
-    "autoencoder_length_s": optional(POSITIVE_NUMBER),
 }
 
 
@@ -166,9 +165,7 @@ class SatArguments:
     discriminator_learning_rate: float | None = option("Peak rate; `learning_rate` by default.", None)
     discriminator_start_step: int = option("Step that adversarial training starts at.", 0)
     discriminator_skip_interval: int = option("The discriminator rests in every such step; 0: it never rests.", 3)
-    data_dependent_init: bool = option("Starts the convolutions with outputs of mean 0 and variance 1.", False)
-    quantizer_start_step: int = option("Step that the quantizer joins at; a plain autoencoder before.", 0)
-    autoencoder_length_s: float | None = option("Seconds of each sound before that step; the window by default.", None)
+    data_dependent_init: bool = option("Starts as a transform coder, taken from some of the sounds.", False)
     codebook_start_examples: int | None = option(
         "Sounds that the codebooks start from; the first global batch by default.", None
     )

@@ -55,21 +55,27 @@ def initialize_from_data(codec: SatModel, input_values: torch.Tensor) -> None:
             f"`norm_type={config.norm_type!r}` and `num_filters={config.num_filters}`."
         )
     input_values = input_values.to(codec.dtype)
-    _start_quantizer(codec.quantizer)
+    for phi in codec.quantizer.phi:
+        nn.init.dirac_(phi.weight)
+        nn.init.zeros_(phi.bias)
     levels, latents = _start_encoder(codec.encoder.layers, input_values)
-    latents = codec.quantizer.project_out(codec.quantizer.project_in(latents.transpose(1, 2))).transpose(1, 2)
+    latents = _start_projections(codec.quantizer, latents.transpose(1, 2)).transpose(1, 2)
     _start_decoder(codec.decoder.layers, latents, levels, input_values)
 
 
-def _start_quantizer(quantizer: nn.Module) -> None:
-    """Projections that keep the strongest components, and φ that changes nothing."""
-    for projection in (quantizer.project_in, quantizer.project_out):
-        if isinstance(projection, nn.Linear):
+def _start_projections(quantizer: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """
+    Keeps the strongest of the components `(batch_size, frames, hidden_size)`, with a variance of 1 where the quantizer
+    is: of a larger one the commitment loss would outweigh all others. Returns what comes out of the quantizer's place.
+    """
+    if isinstance(quantizer.project_in, nn.Linear):
+        for projection in (quantizer.project_in, quantizer.project_out):
             nn.init.eye_(projection.weight)
             nn.init.zeros_(projection.bias)
-    for phi in quantizer.phi:
-        nn.init.dirac_(phi.weight)
-        nn.init.zeros_(phi.bias)
+        std = quantizer.project_in(latents).std()
+        quantizer.project_in.weight.div_(std)
+        quantizer.project_out.weight.mul_(std)
+    return quantizer.project_out(quantizer.project_in(latents))
 
 
 def _start_encoder(layers: nn.ModuleList, sounds: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -171,8 +177,8 @@ def _own_taps(layer: nn.Module) -> slice:
 
 
 def _difference(hidden: torch.Tensor) -> torch.Tensor:
-    """elu(u) - elu(-u) of pairs `(batch_size, 2 · channels, length)`: what the next convolution makes use of."""
-    first, second = F.elu(hidden).chunk(2, dim=1)
+    """elu(u) - elu(-u) of pairs `(batch_size, 2 · channels, length)`, as an ELU has left them."""
+    first, second = hidden.chunk(2, dim=1)
     return first - second
 
 

@@ -51,8 +51,8 @@ class Stage(Protocol):
 
     name: str
     sampling_rate: int
-    # the validation's figure by which the best checkpoint is chosen, smaller is better; None as long as none counts
-    metric: str | None
+    # the validation's figure by which the best checkpoint is chosen, smaller is better
+    metric: str
 
     def recipe(self) -> dict[str, Any]:
         """Settings that a checkpoint belongs to, as JSON; a run that goes on with others is told so."""
@@ -98,15 +98,14 @@ class Progress:
             self.examples_read += len(batch["names"])
 
 
-def make_accelerator(args: LoopArguments, find_unused_parameters: bool = False) -> Accelerator:
+def make_accelerator(args: LoopArguments) -> Accelerator:
     """Accelerate's view of the processes. Codebook statistics are summed by the model, so buffers aren't broadcast."""
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
     return Accelerator(
         cpu=args.use_cpu,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to.split(","),
         project_dir=args.output_dir,
-        kwargs_handlers=[ddp],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 
@@ -440,7 +439,7 @@ class TrainingLog:
         sounds = self.stage.sounds()
         if self.accelerator.is_main_process and sounds:
             self._write_sounds(sounds)
-        return figures.get(self.stage.metric)
+        return figures[self.stage.metric]
 
     def _write(self, values: dict[str, float]) -> None:
         self.accelerator.log(values, step=self.progress.step)

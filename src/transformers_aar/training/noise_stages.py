@@ -45,7 +45,7 @@ def make_stage(recipe: Path, batch_size: int, folder: Path) -> tuple[Stage, argu
         return _aar_stage(small, args), loop, range(1)
     # with all losses, and from one step in which the discriminator rests until the next
     interval = max(1, args.discriminator_skip_interval)
-    first = math.ceil(max(args.quantizer_start_step, args.discriminator_start_step) / interval) * interval
+    first = math.ceil(args.discriminator_start_step / interval) * interval
     return _sat_stage(small, args, folder), loop, range(first, first + interval)
 
 

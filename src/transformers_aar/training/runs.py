@@ -63,8 +63,7 @@ def run_script(main: Callable, *types: type) -> None:
 def train_sat(data: DataArguments, loop: LoopArguments, args: SatArguments) -> Path:
     """Trains a codec; returns the folder of the finished model, see [`train`]."""
     set_seed(loop.seed)
-    # before the quantizer joins, its convolutions get no gradient
-    accelerator = make_accelerator(loop, find_unused_parameters=args.quantizer_start_step > 0)
+    accelerator = make_accelerator(loop)
     if args.model_name_or_path is None:
         codec = SatModel(SatConfig(**args.codec_config))
     else:

@@ -46,44 +46,16 @@ class SatForTraining(nn.Module):
         super().__init__()
         self.codec = codec
 
-    def forward(self, input_values: torch.Tensor, quantize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, input_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             input_values (`torch.Tensor` of shape `(batch_size, 1, num_samples)`): one window of each sound.
-            quantize (`bool`): `False` leaves the quantizer out and trains a plain autoencoder.
 
         Returns:
             The reconstruction, of the input's shape, and the commitment loss, a scalar.
         """
-        if quantize:
-            output = self.codec(input_values, return_dict=True)
-            return output.audio_values, output.commitment_loss
-        return autoencode(self.codec, input_values), input_values.new_zeros(())
-
-
-def autoencode(codec: SatModel, input_values: torch.Tensor) -> torch.Tensor:
-    """Encoder and decoder with nothing but the projections in between; same shapes as the codec's own."""
-    latents = codec.quantizer.project_in(codec.encoder(input_values.to(codec.dtype)).transpose(1, 2))
-    return codec.decoder(codec.quantizer.project_out(latents).transpose(1, 2))
-
-
-@torch.no_grad()
-def normalize_latents(codec: SatModel, input_values: torch.Tensor) -> None:
-    """
-    Gives what is quantized a variance of 1, and leaves what comes out as it is. A plain autoencoder doesn't care how
-    large its latents are; to the commitment loss a large variance matters more than all that the sounds are about.
-    """
-    quantizer = codec.quantizer
-    std = quantizer.project_in(codec.encoder(input_values.to(codec.dtype)).transpose(1, 2)).std()
-    if isinstance(quantizer.project_in, nn.Linear):
-        shrinking, growing = [*quantizer.project_in.parameters()], quantizer.project_out.weight
-    else:
-        last, first = codec.encoder.layers[-1].conv, codec.decoder.layers[0].conv
-        shrinking = [last.parametrizations.weight.original0, last.bias]
-        growing = first.parametrizations.weight.original0
-    for parameter in shrinking:
-        parameter.div_(std)
-    growing.mul_(std)
+        output = self.codec(input_values, return_dict=True)
+        return output.audio_values, output.commitment_loss
 
 
 def collate_crops(examples: list[dict]) -> dict:
@@ -110,6 +82,7 @@ class SatStage:
     """
 
     name = "sat"
+    metric = "mel"
 
     def __init__(
         self,
@@ -148,11 +121,6 @@ class SatStage:
     def _read(self, positions: range) -> torch.Tensor:
         return self.stream.read(positions)["input_values"].to(self.accelerator.device)
 
-    @property
-    def metric(self) -> str | None:
-        """A plain autoencoder is better than any codec, and none."""
-        return "mel" if self.codec.quantizer.initialized else None
-
     def recipe(self) -> dict:
         return {
             "learning_rate": self.loop_args.learning_rate,
@@ -164,23 +132,18 @@ class SatStage:
             "loss_weights": self.args.loss_weights,
             "wave_loss": self.args.wave_loss,
             "discriminators": self.args.discriminators,
-            "quantizer_start_step": self.args.quantizer_start_step,
         }
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def step(self, micro_batches: list[dict], step: int) -> dict[str, torch.Tensor]:
         """The codec goes first, against the discriminator as it stands; that one follows on the same sounds."""
-        quantize = step >= self.args.quantizer_start_step
-        if quantize and not self.codec.quantizer.initialized:
+        if not self.codec.quantizer.initialized:
             self._start_codebooks(step)
-        adversarial = quantize and self.discriminator is not None and step >= self.args.discriminator_start_step
+        adversarial = self.discriminator is not None and step >= self.args.discriminator_start_step
         self._set_learning_rates(step)
         sounds = [batch["input_values"].to(self.accelerator.device, non_blocking=True) for batch in micro_batches]
-        if not quantize and self.args.autoencoder_length_s is not None:  # without the quantizer there are no windows
-            length = round(self.args.autoencoder_length_s * self.sampling_rate)
-            sounds = [real[..., :length] for real in sounds]
-        losses, reconstructions = self._codec_step(sounds, quantize, adversarial)
+        losses, reconstructions = self._codec_step(sounds, adversarial)
         if adversarial and not self._discriminator_rests(step):
             losses["discriminator"] = self._discriminator_step(sounds, reconstructions)
         return losses
@@ -199,29 +162,24 @@ class SatStage:
                 group["lr"] = rate * factor
 
     def _start_codebooks(self, step: int) -> None:
-        """
-        k-means from this step's examples, or from more: on an encoder that already encodes. On a fresh one, whose
-        output's scale still changes by the step, the vectors run away from the codebooks and few codes stay in use.
-        """
+        """k-means from this step's examples, or from more: a coarse scale has few vectors per sound."""
         count = self.args.codebook_start_examples or self.stream.global_batch_size
         first = step * self.stream.global_batch_size
-        if self.args.data_dependent_init:
-            normalize_latents(self.codec, self._read(range(first, first + NUM_INITIALIZING)))
         self.codec.start_codebooks(self._read(self.stream.share_of(range(first, first + count))))
         # as if one batch had been counted, so that the moving averages forget the start at their normal pace
         for statistic in (self.codec.quantizer.cluster_size, self.codec.quantizer.codebook_sum):
             statistic.mul_(self.stream.global_batch_size / count)
 
     def _codec_step(
-        self, sounds: list[torch.Tensor], quantize: bool, adversarial: bool
+        self, sounds: list[torch.Tensor], adversarial: bool
     ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
         """Losses, means over the micro-batches, and the reconstructions without their gradients."""
         magnitudes, real_features = self._feature_magnitudes(sounds) if adversarial else (None, None)
         totals, reconstructions = {}, []
         for index, real in enumerate(sounds):
             with self._accumulating(self.model, is_last=index == len(sounds) - 1):
-                fake, commitment = self.model(real, quantize)
-                losses = self._losses(real, fake, commitment, quantize, magnitudes, real_features)
+                fake, commitment = self.model(real)
+                losses = self._losses(real, fake, commitment, magnitudes, real_features)
                 weights = {name: self.args.loss_weights[name] for name in losses}
                 self.accelerator.backward(weighted_sum(losses, weights) / len(sounds))
             reconstructions.append(fake.detach())
@@ -236,14 +194,11 @@ class SatStage:
         real: torch.Tensor,
         fake: torch.Tensor,
         commitment: torch.Tensor,
-        quantize: bool,
         magnitudes: torch.Tensor | None,
         real_features: list[list[torch.Tensor]] | None,
     ) -> dict[str, torch.Tensor]:
         """The codec's objective, term by term."""
-        losses = {"wave": self.wave_loss(fake, real), "mel": self.mel_loss(fake, real)}
-        if quantize:
-            losses["commitment"] = commitment
+        losses = {"wave": self.wave_loss(fake, real), "mel": self.mel_loss(fake, real), "commitment": commitment}
         if magnitudes is not None:
             if real_features is None:
                 real_features = self._judge(real).features
@@ -318,9 +273,7 @@ class SatStage:
         return figures
 
     def _reconstruct(self, real: torch.Tensor, usage: CodebookUsage | None = None) -> torch.Tensor:
-        """What the codec makes of sounds, in evaluation mode; before its codebooks have started, without them."""
-        if not self.codec.quantizer.initialized:
-            return autoencode(self.codec, real)
+        """What the codec makes of sounds, in evaluation mode."""
         audio_codes = self.codec.encode(real, return_dict=True).audio_codes
         if usage is not None:
             usage.update(audio_codes)
