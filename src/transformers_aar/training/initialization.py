@@ -1,12 +1,15 @@
 """A start for SAT that already codes sounds, taken from a few of them.
 
 SEANet's blocks, started at random, pass on so little of a sound that hundreds of steps go by before anything is
-learned. Here encoder and decoder start as a linear transform coder, with three ingredients:
+learned. Here encoder and decoder start as a linear transform coder, with four ingredients:
 
 - Layers look linear (Balduzzi et al. 2017, arXiv 1702.08591, section 5): every convolution yields pairs (u, -u), and
   the next one sees only the difference elu(u) - elu(-u), which is 2u as long as u is small.
 - The encoder is a Karhunen-Loève transform in stages: the weights of a strided convolution are the principal
   components of the patches that it replaces, as many as it has pairs of channels.
+- A quarter of the latents are magnitudes of such components. What is left when frames are pooled for a coarse scale
+  are magnitudes, since signed components average out: without them coarse codes would tell next to nothing, and a
+  generator would choose fine ones that don't agree.
 - The decoder is the least-squares way back, layer by layer.
 
 Residual branches start small, and φ starts as the identity. Nothing of this is kept while the weights are trained.
@@ -27,10 +30,12 @@ from transformers.models.encodec.modeling_encodec import (
 from ..modeling_sat import SatModel
 
 # Standard deviation of u. A smaller one makes layers more linear, and biases too sensitive for common learning rates.
-AMPLITUDE = 0.2
+AMPLITUDE = 0.1
 # What residual branches and LSTMs start with, of what they start with otherwise.
 BRANCH_SHARE = 0.02
 LSTM_SHARE = 0.1
+# The latents that are magnitudes.
+SLOW_SHARE = 1 / 4
 # Share of the mean power that least squares take for noise. Without it they amplify what hardly exists.
 NOISE_SHARE = 1e-4
 
@@ -58,7 +63,8 @@ def initialize_from_data(codec: SatModel, input_values: torch.Tensor) -> None:
     for phi in codec.quantizer.phi:
         nn.init.dirac_(phi.weight)
         nn.init.zeros_(phi.bias)
-    levels, latents = _start_encoder(codec.encoder.layers, input_values)
+    num_slow = int(SLOW_SHARE * min(config.hidden_size, config.codebook_dim))
+    levels, latents = _start_encoder(codec.encoder.layers, input_values, num_slow)
     latents = _start_projections(codec.quantizer, latents.transpose(1, 2)).transpose(1, 2)
     _start_decoder(codec.decoder.layers, latents, levels, input_values)
 
@@ -78,35 +84,65 @@ def _start_projections(quantizer: nn.Module, latents: torch.Tensor) -> torch.Ten
     return quantizer.project_out(quantizer.project_in(latents))
 
 
-def _start_encoder(layers: nn.ModuleList, sounds: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _start_encoder(
+    layers: nn.ModuleList, sounds: torch.Tensor, num_slow: int
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The u of each level that the decoder has to find again, fine to coarse, and the encoder's output."""
     levels, hidden = [], sounds
     for number, layer in enumerate(layers):
         if isinstance(layer, nn.ELU):
             levels.append(hidden.chunk(2, dim=1)[0])
+        elif isinstance(layer, EncodecConv1d) and number == len(layers) - 1:
+            _start_latents(layer, hidden, num_slow)
         elif isinstance(layer, EncodecConv1d):
-            _start_analysis(layer, hidden, is_first=number == 0, is_last=number == len(layers) - 1)
+            _start_analysis(layer, hidden, is_first=number == 0)
         else:
             _quieten(layer)
         hidden = layer(hidden)
     return levels, hidden
 
 
-def _start_analysis(layer: EncodecConv1d, hidden: torch.Tensor, is_first: bool, is_last: bool) -> None:
-    """Principal components of patches of `(batch_size, channels, length)`: pairs of them, but in the last layer."""
+def _start_analysis(layer: EncodecConv1d, hidden: torch.Tensor, is_first: bool) -> None:
+    """Pairs of principal components of patches of `(batch_size, channels, length)`."""
     conv = layer.conv
-    num_outputs, kernel_size, stride = conv.out_channels, conv.kernel_size[0], conv.stride[0]
-    num_components = num_outputs if is_last else num_outputs // 2
+    kernel_size, stride = conv.kernel_size[0], conv.stride[0]
     signal = hidden if is_first else _difference(hidden)
     # the first layer sees its whole kernel, since nothing has gathered a sample's surroundings yet
     taps = slice(0, kernel_size) if is_first else _own_taps(layer)
     patches = _surroundings(signal, layer) if is_first else _patches(signal, stride)
-    weight = conv.weight.new_zeros(num_components, signal.shape[1], kernel_size)
-    weight[..., taps] = _principal_components(patches, num_components).unflatten(1, (signal.shape[1], -1))
-    weight *= (1.0 if is_last else AMPLITUDE) / (patches @ weight[..., taps].flatten(1).T).std()
+    components = _principal_components(patches, conv.out_channels // 2)
+    weight = conv.weight.new_zeros(len(components), signal.shape[1], kernel_size)
+    weight[..., taps] = components.unflatten(1, (signal.shape[1], -1)) * AMPLITUDE / (patches @ components.T).std()
     if not is_first:
         weight = torch.cat([weight, -weight], dim=1)
-    _set_weight(conv, weight if is_last else torch.cat([weight, -weight]))
+    _set_weight(conv, torch.cat([weight, -weight]))
+
+
+def _start_latents(layer: EncodecConv1d, hidden: torch.Tensor, num_slow: int) -> None:
+    """
+    The encoder's last layer: principal components of its frames `(batch_size, channels, frames)`, which turn with the
+    phase of what is heard, after `num_slow` of their magnitudes, which stay. Those are what coarse scales can keep: the
+    others' mean over some frames is next to nothing.
+    """
+    conv = layer.conv
+    kernel_size = conv.kernel_size[0]
+    # elu(u) + elu(-u), an even function
+    magnitudes = F.avg_pool1d(torch.stack(hidden.chunk(2, dim=1)).sum(0), kernel_size, 1, kernel_size // 2)
+    magnitudes = _patches(magnitudes, 1)
+    mean = magnitudes.mean(0)
+    slow = _principal_components(magnitudes - mean, num_slow)
+    deviations = ((magnitudes - mean) @ slow.T).std(0)
+    # of heavy tails the strongest component alone would be heard
+    slow = slow / (deviations + 1e-3 * deviations.max()).sqrt()[:, None]
+    slow = slow / ((magnitudes - mean) @ slow.T).std()
+    frames = _patches(_difference(hidden), 1)
+    fast = _principal_components(frames, conv.out_channels - num_slow)
+    fast = fast / (frames @ fast.T).std()
+    weight = conv.weight.new_zeros(conv.out_channels, conv.in_channels, kernel_size)
+    weight[:num_slow] = torch.cat([slow, slow], dim=1)[..., None] / kernel_size
+    weight[num_slow:, :, _own_taps(layer)] = torch.cat([fast, -fast], dim=1)[..., None]
+    _set_weight(conv, weight)
+    conv.bias[:num_slow] = -slow @ mean
 
 
 def _start_decoder(

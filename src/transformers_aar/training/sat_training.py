@@ -34,7 +34,7 @@ DISCRIMINATOR_FILE = "discriminator.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 DISCRIMINATOR_OPTIMIZER_FILE = "discriminator_optimizer.safetensors"
 # sounds that data-dependent initialisation looks at
-NUM_INITIALIZING = 32
+NUM_INITIALIZING = 128
 # sounds of the validation set that are reconstructed to be listened to
 NUM_HEARD = 3
 
