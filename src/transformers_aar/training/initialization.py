@@ -121,8 +121,7 @@ def _start_analysis(layer: EncodecConv1d, hidden: torch.Tensor, is_first: bool) 
 def _start_latents(layer: EncodecConv1d, hidden: torch.Tensor, num_slow: int) -> None:
     """
     The encoder's last layer: principal components of its frames `(batch_size, channels, frames)`, which turn with the
-    phase of what is heard, after `num_slow` of their magnitudes, which stay. Those are what coarse scales can keep: the
-    others' mean over some frames is next to nothing.
+    phase of what is heard, after `num_slow` of their magnitudes, which stay.
     """
     conv = layer.conv
     kernel_size = conv.kernel_size[0]
