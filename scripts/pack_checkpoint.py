@@ -21,7 +21,6 @@ from transformers.utils import logging
 from transformers_aar import AarForConditionalGeneration, AarProcessor
 from transformers_aar.configuration_sat import POSITIVE_NUMBER, check_fields, number_between
 from transformers_aar.evaluation.held_out import TEXTS
-from transformers_aar.hub.loading import load_codec
 from transformers_aar.hub.model_cards import write_model_card
 from transformers_aar.hub.packing import slim_down
 from transformers_aar.training.arguments import COUNT, NUMBER_FROM_ZERO, TEXT, option, optional
@@ -29,7 +28,7 @@ from transformers_aar.training.runs import run_script
 
 RULES = {
     **dict.fromkeys(("generator", "output_dir"), TEXT),
-    **dict.fromkeys(("codec", "training_data", "limits"), optional(TEXT)),
+    **dict.fromkeys(("training_data", "limits"), optional(TEXT)),
     "reports": TEXTS,
     "guidance_scale": NUMBER_FROM_ZERO,
     "temperature": POSITIVE_NUMBER,
@@ -55,7 +54,6 @@ class PackArguments:
 
     generator: str = option("Folder of the generator, as its training left it.")
     output_dir: str = option("Folder of the packed checkpoint.")
-    codec: str | None = option("Its codec with a decoder that was trained on since (`decoder_only`).", None)
     guidance_scale: float = option("Saved as the model's default.", 4.0)
     temperature: float = option("The same.", 1.0)
     top_k: int = option("The same.", 900)
@@ -74,8 +72,6 @@ def main(args: PackArguments) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files already: name a new or an empty folder.")
     model = AarForConditionalGeneration.from_pretrained(args.generator, dtype=torch.float16)
-    if args.codec is not None:
-        replace_decoder(model, args.codec)
     sampling = {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
     model.generation_config = GenerationConfig(do_sample=True, num_windows=1, **sampling)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,14 +81,6 @@ def main(args: PackArguments) -> None:
     slim_down(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size / 1e6:.1f} MB")
-
-
-def replace_decoder(model: AarForConditionalGeneration, folder: str) -> None:
-    """Gives a generator the decoder of a codec whose codes are its own."""
-    codec = load_codec(folder)
-    if codec.fingerprint() != model.codec_model.fingerprint():
-        raise ValueError(f"{folder} has other codes than {model.name_or_path}: name the codec it was trained on.")
-    model.codec_model.load_state_dict(codec.state_dict())
 
 
 def read_figures(reports: list[str]) -> dict[str, str]:

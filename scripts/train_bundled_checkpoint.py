@@ -33,8 +33,8 @@ from transformers_aar.evaluation.nearest_centroid import NearestCentroid
 from transformers_aar.hub.label_tokenizer import label_tokenizer
 from transformers_aar.hub.model_cards import write_model_card
 from transformers_aar.hub.packing import slim_down
+from transformers_aar.training.initialization import initialize_from_data
 from transformers_aar.training.losses import MelLoss, relative_error, weighted_sum
-from transformers_aar.training.sat_training import autoencode, initialize_from_data
 from transformers_aar.training.schedules import (
     annealed_weight_decay,
     cosine,
@@ -100,6 +100,12 @@ def random_batches(num_items: int, batch_size: int, num_batches: int, seed: int)
 def random_crop(sounds: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
     start = int(torch.randint(sounds.shape[-1] - length + 1, (1,), generator=generator))
     return sounds[..., start : start + length]
+
+
+def autoencode(codec, sounds: torch.Tensor) -> torch.Tensor:
+    """Encoder and decoder with nothing but the projections in between."""
+    latents = codec.quantizer.project_in(codec.encoder(sounds).transpose(1, 2))
+    return codec.decoder(codec.quantizer.project_out(latents).transpose(1, 2))
 
 
 def codec_losses(codec, mel_loss, sounds: torch.Tensor, quantized: bool) -> dict[str, torch.Tensor]:

@@ -166,7 +166,6 @@ class SatArguments:
     discriminator_start_step: int = option("Step that adversarial training starts at.", 0)
     discriminator_skip_interval: int = option("The discriminator rests in every such step; 0: it never rests.", 3)
     data_dependent_init: bool = option("Starts as a transform coder, taken from some of the sounds.", False)
-    decoder_only: bool = option("Trains the decoder alone: codes, and all that was made with them, stay valid.", False)
     codebook_start_examples: int | None = option(
         "Sounds that the codebooks start from; the first global batch by default.", None
     )
@@ -182,8 +181,6 @@ class SatArguments:
         _refuse_unknown(self.codec_config, inspect.get_annotations(SatConfig), "field of SatConfig in `codec_config`")
         if self.model_name_or_path is None:
             SatConfig(**self.codec_config)
-            if self.decoder_only:
-                raise ValueError("`decoder_only` goes on from a trained codec: name it by `model_name_or_path`.")
         self._check_discriminators()
         self._complete_loss_weights()
 

@@ -102,11 +102,7 @@ class SatStage:
         self.validation_set = validation_set
         self.max_steps = max_steps
         self.sampling_rate = codec.config.sampling_rate
-        self.codec = codec.to(accelerator.device)
-        self._into_training_mode()
-        if args.decoder_only:
-            self.codec.encoder.requires_grad_(False)
-            self.codec.quantizer.requires_grad_(False)
+        self.codec = codec.to(accelerator.device).train()
         self.discriminator = discriminator
         self.mel_loss = MelLoss(self.sampling_rate).to(accelerator.device)
         self.wave_loss = WAVE_LOSSES[args.wave_loss]
@@ -117,15 +113,9 @@ class SatStage:
         if discriminator is not None:
             self.discriminator_model, self.discriminator_optimizer = self._prepare(discriminator)
 
-    def _into_training_mode(self) -> None:
-        self.codec.train()
-        # in training mode its codebooks move
-        self.codec.quantizer.train(not self.args.decoder_only)
-
     def _prepare(self, module: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
         """A module and its optimizer in Accelerate's hands."""
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(parameters, betas=tuple(self.args.adam_betas), fused=True)
+        optimizer = torch.optim.Adam(module.parameters(), betas=tuple(self.args.adam_betas), fused=True)
         return self.accelerator.prepare(module, optimizer)
 
     def _read(self, positions: range) -> torch.Tensor:
@@ -142,7 +132,6 @@ class SatStage:
             "loss_weights": self.args.loss_weights,
             "wave_loss": self.args.wave_loss,
             "discriminators": self.args.discriminators,
-            "decoder_only": self.args.decoder_only,
         }
 
     # --- a step ------------------------------------------------------------------------------------------------------
@@ -209,9 +198,7 @@ class SatStage:
         real_features: list[list[torch.Tensor]] | None,
     ) -> dict[str, torch.Tensor]:
         """The codec's objective, term by term."""
-        losses = {"wave": self.wave_loss(fake, real), "mel": self.mel_loss(fake, real)}
-        if not self.args.decoder_only:
-            losses["commitment"] = commitment
+        losses = {"wave": self.wave_loss(fake, real), "mel": self.mel_loss(fake, real), "commitment": commitment}
         if magnitudes is not None:
             if real_features is None:
                 real_features = self._judge(real).features
@@ -268,7 +255,7 @@ class SatStage:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Reconstruction errors, and for every scale the share of codes in use and their perplexity."""
-        config = self.codec.eval().config
+        codec, config = self.codec.eval(), self.codec.config
         usage = CodebookUsage(config.scales, config.codebook_size, self.accelerator.device)
         sums = torch.zeros(4, device=self.accelerator.device, dtype=torch.float64)
         for batch in self.validation_set.batches():
@@ -276,7 +263,7 @@ class SatStage:
             fake = self._reconstruct(real, usage)
             errors = [self.mel_loss(fake, real), F.l1_loss(fake, real), relative_error(fake, real)]
             sums += torch.stack([*errors, real.new_ones(())]).double() * len(real)
-        self._into_training_mode()
+        codec.train()
         sums = self.accelerator.reduce(sums)
         mel, l1, relative = (sums[:3] / sums[3]).tolist()
         figures = {"mel": mel, "l1": l1, "relative_error": relative}
@@ -297,7 +284,7 @@ class SatStage:
         batch = self.validation_set.read(self.validation_set.keys[:NUM_HEARD])
         self.codec.eval()
         reconstructions = self._reconstruct(batch["input_values"].to(self.accelerator.device))
-        self._into_training_mode()
+        self.codec.train()
         heard = {}
         for number, (real, fake) in enumerate(zip(batch["input_values"], reconstructions), start=1):
             heard |= {f"sound {number}, original": real, f"sound {number}, reconstruction": fake}
