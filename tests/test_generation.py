@@ -228,6 +228,43 @@ def test_a_model_without_conditioning(build_generator):
         model.generate(conditioning_embeds=random_embeds(1))
 
 
+@pytest.mark.parametrize("adaln", ["per_block", "shared", "none"])
+@pytest.mark.parametrize("unguided_scales", [1, 3])
+def test_unguided_scales(build_generator, adaln, unguided_scales):
+    """The last scales go through the model, and come out, without the unconditional rows; those before are guided."""
+    model = build_generator(adaln=adaln).requires_grad_(False)
+    seen = []
+    model.model.norm.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    output = draw(model, random_embeds(2), unguided_scales=unguided_scales, num_windows=2)
+    assert seen == [8] * (4 - unguided_scales) + [4] * unguided_scales
+    conditional = teacher_forced(model, random_embeds(2), output.audio_codes)
+    unconditional = teacher_forced(model, model.model.uncond_embedding.expand(2, -1), output.audio_codes)
+    for scale, logits in enumerate(output.logits):
+        weight = 4 * scale / 3 if scale < 4 - unguided_scales else 0
+        expected = (1 + weight) * conditional[scale] - weight * unconditional[scale]
+        torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_all_scales_unguided_is_no_guidance(model):
+    """And none of them unguided is the default, bit for bit."""
+    embeds = random_embeds(3)
+    greedy = {"do_sample": False, "seed": None}
+    unguided = draw(model, embeds, guidance_scale=0.0, **greedy)
+    assert torch.equal(draw(model, embeds, unguided_scales=4, **greedy).audio_codes, unguided.audio_codes)
+    guided, same = draw(model, embeds), draw(model, embeds, unguided_scales=0)
+    assert torch.equal(guided.audio, same.audio)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(guided.logits, same.logits, strict=True))
+
+
+def test_unguided_scales_around_given_ones(model):
+    """Given scales may be among the unguided ones."""
+    source = draw(model, random_embeds(2)).audio_codes
+    output = draw(model, random_embeds(2), audio_codes=source[..., :7], unguided_scales=3)
+    assert torch.equal(output.audio_codes[..., :7], source[..., :7])
+    conditional = teacher_forced(model, random_embeds(2), output.audio_codes)
+    torch.testing.assert_close(output.logits[0], conditional[3], atol=1e-3, rtol=1e-3)
+
+
 # --- temperature, top-k, top-p ---------------------------------------------------------------------------------------
 
 
@@ -331,6 +368,32 @@ def test_all_scales_given_is_decoding(model):
 def test_bad_given_codes_are_refused(model, codes, message):
     with pytest.raises(ValueError, match=message):
         draw(model, random_embeds(3), audio_codes=codes)
+
+
+@pytest.mark.parametrize("max_scales", [1, 3, 4])
+@pytest.mark.parametrize("arguments", [{}, {"unguided_scales": 2}, {"num_windows": 3, "max_batch_rows": 6}])
+def test_stopping_early(model, max_scales, arguments):
+    """The first scales are those of the whole run, and sound as the codec decodes them."""
+    whole = draw(model, random_embeds(2), generator=seeded(1, 2), **arguments)
+    output = draw(model, random_embeds(2), generator=seeded(1, 2), max_scales=max_scales, **arguments)
+    assert torch.equal(output.audio_codes, whole.audio_codes[..., : sum(SCALES[:max_scales])])
+    assert len(output.scores) == len(output.logits) == max_scales
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(output.logits, whole.logits))
+    decoded = model.codec_model.decode(whole.audio_codes, max_scales=max_scales).audio_values
+    torch.testing.assert_close(output.audio, decoded)
+    assert (max_scales == 4) == torch.equal(output.audio, whole.audio)
+
+
+def test_stopping_after_given_scales(model):
+    """Given scales count; as many of them as `max_scales` are decoded, and more are refused."""
+    source = draw(model, random_embeds(2)).audio_codes
+    output = draw(model, random_embeds(2), audio_codes=source[..., :3], max_scales=3)
+    assert output.audio_codes.shape == (2, 1, 7) and len(output.logits) == 1
+    assert torch.equal(output.audio_codes[..., :3], source[..., :3])
+    decoded = draw(model, random_embeds(2), audio_codes=source[..., :7], max_scales=3)
+    assert decoded.logits == () and torch.equal(decoded.audio_codes, source[..., :7])
+    with pytest.raises(ValueError, match="holds 3 scales, more than `max_scales`, 2"):
+        draw(model, random_embeds(2), audio_codes=source[..., :7], max_scales=2)
 
 
 def test_gumbel_smoothing(model):
@@ -449,6 +512,12 @@ def test_meaningless_arguments_are_refused_by_name(model, arguments):
         ({"max_batch_rows": 0}, "max_batch_rows"),
         ({"num_return_sequences": 0}, "num_return_sequences"),
         ({"guidance_scale": -1.0}, "guidance_scale"),
+        ({"unguided_scales": 5}, "unguided_scales"),
+        ({"unguided_scales": -1}, "unguided_scales"),
+        ({"unguided_scales": 0.5}, "unguided_scales"),
+        ({"unguided_scales": 1, "guidance_scale": 0.0}, "unguided_scales"),
+        ({"max_scales": 0}, "max_scales"),
+        ({"max_scales": 5}, "max_scales"),
     ],
 )
 def test_impossible_values_are_refused(model, arguments, name):

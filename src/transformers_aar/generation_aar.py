@@ -20,7 +20,10 @@ from transformers.utils import ModelOutput, logging
 logger = logging.get_logger(__name__)
 
 # what `generate` reads of a generation config; custom fields come with the value they have when nobody sets them
-_CUSTOM_DEFAULTS = {"num_windows": 1, "max_batch_rows": 128, "gumbel_smoothing": False}
+_CUSTOM_DEFAULTS = {
+    **{"num_windows": 1, "max_batch_rows": 128, "gumbel_smoothing": False},
+    **{"unguided_scales": 0, "max_scales": None},
+}
 _LIBRARY_FIELDS = (
     *("do_sample", "guidance_scale", "temperature", "top_k", "top_p", "num_return_sequences"),
     *("return_dict_in_generate", "output_scores", "output_logits"),
@@ -38,8 +41,9 @@ class AarGenerateOutput(ModelOutput):
     Args:
         audio (`torch.FloatTensor` of shape `(num_sounds, audio_channels, num_samples)`):
             Generated waveforms.
-        audio_codes (`torch.LongTensor` of shape `(num_sounds, num_windows, tokens_per_window)`):
-            Their codes. They decode to `audio`, unless Gumbel smoothing was on.
+        audio_codes (`torch.LongTensor` of shape `(num_sounds, num_windows, tokens)`):
+            Their codes: of all scales, or of the first `max_scales`. They decode to `audio`, unless Gumbel smoothing
+            was on.
         scores (`tuple(torch.FloatTensor)`, *optional*):
             Per generated scale the logits `(num_sounds · num_windows, n_s, codebook_size)` that were sampled from:
             guided, with temperature, top-k and top-p.
@@ -59,7 +63,8 @@ class AarGenerateOutput(ModelOutput):
 class AarCacheLayer(CacheLayerMixin):
     """
     Keys and values of one block, allocated once for all slots. Attention gets a view of those written so far, so that
-    neither a mask nor a copy is needed, and lengths are known without asking the device.
+    neither a mask nor a copy is needed, and lengths are known without asking the device. A pass of fewer rows
+    than the first goes on with the first of them.
     """
 
     is_sliding = False
@@ -79,11 +84,11 @@ class AarCacheLayer(CacheLayerMixin):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[-2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
+        rows, end = len(key_states), self.length + key_states.shape[-2]
+        self.keys[:rows, :, self.length : end] = key_states
+        self.values[:rows, :, self.length : end] = value_states
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -173,7 +178,8 @@ class AarGenerationMixin(GenerationMixin):
         2. Whatever doesn't depend on tokens (the blocks' modulation) is computed once.
         3. For each scale s = 0 … S − 1 one forward pass predicts all its tokens from the scales before, whose keys and
            values are in a cache of fixed size.
-        4. Guidance: logits = (1 + t)·conditional − t·unconditional with t = guidance_scale · s / (S − 1).
+        4. Guidance: logits = (1 + t)·conditional − t·unconditional with t = guidance_scale · s / (S − 1), where the
+           unconditional rows haven't been dropped.
         5. Temperature, top-k and top-p, then one draw per token.
         6. The tokens' contribution is added to the quantizer's running sum, which pooled is the next scale's input.
         7. The codec decodes the sum; several windows are joined.
@@ -198,6 +204,12 @@ class AarGenerationMixin(GenerationMixin):
                 0. It is not the library's classifier-free guidance scale, where 1.0 means off and which applies in
                 full to every token: here 0.0 means off (and saves the unconditional rows), and w corresponds to 1 + w
                 there, reached at the last scale.
+                `unguided_scales` (`int`, 0): the last so many scales are not guided, which halves their rows, and they
+                are the largest. What is saved grows with this number, and so does what is lost: the ramp is at its
+                strongest in these scales, so their details follow the conditioning less.
+                `max_scales` (`int`, all of them by default): stop after the first so many scales, as in
+                [`SatModel.encode`]; the ramp stays that of all scales. The sound is what the codec makes of coarse
+                scales: whatever it keeps in the finer ones is missing.
                 `do_sample` (`bool`, default `True`): `False` takes the most likely token.
                 `temperature` (`float`, 1.0), `top_k` (`int`, 900), `top_p` (`float`, 0.95): as in the library.
                 `num_return_sequences` (`int`, 1): sounds per conditioning.
@@ -226,7 +238,7 @@ class AarGenerationMixin(GenerationMixin):
         negative = self._negative_conditioning(
             len(embeds), config, negative_conditioning_embeds, negative_input_ids, negative_attention_mask
         )
-        given = self._check_given_codes(audio_codes, len(embeds))
+        given = self._check_given_codes(audio_codes, len(embeds), config)
         num_windows = config.num_windows if given is None else given.shape[1]
         generator = list(generator) if isinstance(generator, (list, tuple)) else generator
         if isinstance(generator, list) and len(generator) != len(embeds):
@@ -278,6 +290,7 @@ class AarGenerationMixin(GenerationMixin):
                 raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
         if not 0 <= config.guidance_scale < math.inf:
             raise ValueError(f"`guidance_scale` must be 0 (off) or a positive number, got {config.guidance_scale}.")
+        self._check_scales(config)
         if config.gumbel_smoothing and not config.do_sample:
             raise ValueError("`gumbel_smoothing` is random; set `do_sample=True`, or leave it out.")
         if config.guidance_scale and self.config.conditioning == "none":
@@ -287,6 +300,18 @@ class AarGenerationMixin(GenerationMixin):
                 "`guidance_scale=1.0` is guidance at half strength here, on a ramp over the scales; in the library's "
                 "other models it means no guidance, which is 0.0 here."
             )
+
+    def _check_scales(self, config: GenerationConfig) -> None:
+        num_scales = self.codec_model.config.num_scales
+        if not isinstance(config.unguided_scales, int) or not 0 <= config.unguided_scales <= num_scales:
+            raise ValueError(
+                f"`unguided_scales` must be a whole number from 0 to {num_scales}, got {config.unguided_scales!r}."
+            )
+        if config.unguided_scales and not config.guidance_scale:
+            raise ValueError(
+                "`unguided_scales` has no effect without guidance; set `guidance_scale`, or leave it out."
+            )
+        self.codec_model._check_max_scales(config.max_scales)
 
     def _checked_conditioning(self, embeds, input_ids, attention_mask, *reference) -> torch.Tensor | None:
         """`encode_conditioning`, but refuses what a model would answer with noise: ids that are no labels, and NaN."""
@@ -320,10 +345,15 @@ class AarGenerationMixin(GenerationMixin):
             )
         return negative.repeat_interleave(num_sounds // len(negative), dim=0)
 
-    def _check_given_codes(self, audio_codes: torch.LongTensor | None, num_sounds: int) -> torch.LongTensor | None:
+    def _check_given_codes(
+        self, audio_codes: torch.LongTensor | None, num_sounds: int, config: GenerationConfig
+    ) -> torch.LongTensor | None:
         if audio_codes is None:
             return None
         self.codec_model._check_codes(audio_codes)
+        num_given = len(self.codec_model.quantizer.split(audio_codes))
+        if config.max_scales is not None and num_given > config.max_scales:
+            raise ValueError(f"`audio_codes` holds {num_given} scales, more than `max_scales`, {config.max_scales}.")
         if num_sounds % len(audio_codes):
             raise ValueError(f"`audio_codes` holds {len(audio_codes)} sounds for {num_sounds}; give one, or one each.")
         return audio_codes.repeat_interleave(num_sounds // len(audio_codes), dim=0)
@@ -367,22 +397,27 @@ class AarGenerationMixin(GenerationMixin):
         """All scales of one batch of windows; returns codes, running sums, and logits where they are wanted."""
         quantizer = self.codec_model.quantizer
         num_scales = len(quantizer.scales)
+        scales = quantizer.scales[: config.max_scales]
         num_rows = len(rows.conditioning)
         given = [] if rows.given_codes is None else quantizer.split(rows.given_codes)
         embeds = rows.conditioning
         if rows.unconditional is not None:
             embeds = torch.cat([embeds, rows.unconditional.to(embeds)])
         prepared = self.model.prepare_scales(embeds)
-        cache = Cache(layers=[AarCacheLayer(sum(quantizer.scales)) for _ in self.model.layers])
+        cache = Cache(layers=[AarCacheLayer(sum(scales)) for _ in self.model.layers])
 
         f_hat, next_input, slot = quantizer.empty_f_hat(num_rows), None, 0
         result = {"codes": [], "scores": [], "logits": []}
-        for scale, length in enumerate(quantizer.scales):
+        for scale, length in enumerate(scales):
             # a ramp from 0; with a single scale there is nothing to ramp over
             progress = scale / (num_scales - 1) if num_scales > 1 else 1.0
             is_given = scale < len(given)
-            if len(given) < num_scales:
-                logits = self._scale_logits(prepared, next_input, cache, slot, num_rows, config, progress, is_given)
+            if scale == num_scales - config.unguided_scales:
+                # the conditional rows come first, and nothing from here on reads the others
+                prepared = self.model.keep_rows(prepared, num_rows)
+            if len(given) < len(scales):
+                weight = config.guidance_scale * progress
+                logits = self._scale_logits(prepared, next_input, cache, slot, num_rows, weight, is_given)
             if is_given:
                 tokens = vectors = given[scale]
             else:
@@ -405,16 +440,18 @@ class AarGenerationMixin(GenerationMixin):
     def _scale_logits(
         self,
         prepared: dict,
-        next_input,
+        next_input: torch.Tensor | None,
         cache: Cache,
         slot: int,
         num_rows: int,
-        config,
-        progress: float,
+        weight: float,
         is_given: bool,
     ) -> torch.Tensor | None:
-        """One forward pass; guided logits `(num_rows, n_s, codebook_size)`, or `None` for a scale that is given."""
-        guided = bool(config.guidance_scale)
+        """
+        One forward pass; logits `(num_rows, n_s, codebook_size)`, guided where `prepared` has unconditional rows, too,
+        or `None` for a scale that is given.
+        """
+        guided = len(prepared["start"]) > num_rows
         if next_input is not None:
             next_input = next_input.to(prepared["start"].device)
             next_input = torch.cat([next_input, next_input]) if guided else next_input
@@ -422,10 +459,7 @@ class AarGenerationMixin(GenerationMixin):
         if is_given:
             return None
         logits = self.lm_head(hidden_states)
-        if not guided:
-            return logits
-        weight = config.guidance_scale * progress
-        return (1 + weight) * logits[:num_rows] - weight * logits[num_rows:]
+        return (1 + weight) * logits[:num_rows] - weight * logits[num_rows:] if guided else logits
 
     @classmethod
     def _choose(cls, scores: torch.Tensor, do_sample: bool, generators) -> torch.LongTensor:

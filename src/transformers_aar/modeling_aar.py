@@ -501,6 +501,16 @@ class AarModel(AarPreTrainedModel):
             "norm_modulation": self.norm.modulate(norm_input),
         }
 
+    @staticmethod
+    def keep_rows(prepared: dict, num_rows: int) -> dict:
+        """What `prepare_scales` made of the first `num_rows` rows, as views."""
+
+        def first(part: torch.Tensor | None) -> torch.Tensor | None:
+            return None if part is None else part[:num_rows]
+
+        kept = {name: first(prepared[name]) for name in ("start", "layer_input", "norm_input", "norm_modulation")}
+        return prepared | kept | {"modulations": [first(modulation) for modulation in prepared["modulations"]]}
+
     def forward_scale(
         self, prepared: dict, scale_input: torch.Tensor | None, past_key_values: Cache, first_slot: int
     ) -> torch.Tensor:

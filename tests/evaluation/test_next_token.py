@@ -267,5 +267,6 @@ def test_what_makes_no_sense_is_refused(model, build_baseline):
         model(audio_codes=random_codes(1)[:, :-1], conditioning_embeds=random_embeds(1))
     with pytest.raises(ValueError, match="knows no scales"):
         generate(model, random_embeds(1), audio_codes=random_codes(1)[:, None, :NUM_FRAMES])
-    with pytest.raises(ValueError, match="knows no scales"):
-        generate(model, random_embeds(1), gumbel_smoothing=True)
+    for arguments in ({"gumbel_smoothing": True}, {"unguided_scales": 1, "guidance_scale": 2.0}, {"max_scales": 1}):
+        with pytest.raises(ValueError, match="knows no scales"):
+            generate(model, random_embeds(1), **arguments)

@@ -66,7 +66,7 @@ class NextTokenModel(AarForConditionalGeneration):
 
     `generate` takes AAR's arguments and gives its output, with three differences: `guidance_scale` applies in full to
     every token, since there is no scale to ramp over; logits and scores come one token at a time, frame by frame; and
-    what belongs to scales (`audio_codes`, `streamer`, `gumbel_smoothing`) is refused.
+    what belongs to scales (`audio_codes`, `streamer`, `gumbel_smoothing`, `unguided_scales`, `max_scales`) is refused.
 
     Args:
         config ([`AarConfig`]): its codec must be a plain residual one, with equal scales and without φ.
@@ -147,9 +147,11 @@ class NextTokenModel(AarForConditionalGeneration):
         self, rows, config: GenerationConfig, warpers: LogitsProcessorList, streamer: BaseStreamer | None
     ) -> dict:
         """All tokens of one batch of windows; returns what [`AarForConditionalGeneration`] returns of its scales."""
-        if rows.given_codes is not None or streamer is not None or config.gumbel_smoothing:
+        of_scales = (rows.given_codes, streamer, config.max_scales)
+        if any(value is not None for value in of_scales) or config.gumbel_smoothing or config.unguided_scales:
             raise ValueError(
-                "Next-token generation knows no scales: leave out `audio_codes`, `streamer` and `gumbel_smoothing`."
+                "Next-token generation knows no scales: leave out `audio_codes`, `streamer`, `gumbel_smoothing`, "
+                "`unguided_scales` and `max_scales`."
             )
         num_rows = len(rows.conditioning)
         embeds = rows.conditioning
@@ -160,7 +162,9 @@ class NextTokenModel(AarForConditionalGeneration):
 
         vectors, all_tokens, result = None, [], {"logits": [], "scores": []}
         for slot in range(self.config.num_slots):
-            logits = self._scale_logits(prepared, vectors, cache, slot, num_rows, config, 1.0, is_given=False)
+            logits = self._scale_logits(
+                prepared, vectors, cache, slot, num_rows, config.guidance_scale, is_given=False
+            )
             scores = warpers(None, logits.flatten(0, 1)).view_as(logits)
             tokens = self._choose(scores, config.do_sample, rows.generators)
             vectors = self._code_vectors(tokens, slot % self.num_levels)
