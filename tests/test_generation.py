@@ -809,17 +809,22 @@ def test_errors_of_the_model_are_not_the_compilers(build_generator, graphs):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_compiled_by_inductor(build_generator, dtype, tolerance):
     """
-    As anyone would call it: greedy tokens are those without compilation, and logits agree to the dtype's rounding,
-    relative to their spread.
+    As anyone would call it: logits agree with those without compilation to the dtype's rounding, relative to their
+    spread, and so do greedy tokens, unless the two most likely are as close as that.
     """
-    model = build_generator(codec_fields={"scales": [1, 3, 6]}).to(dtype).requires_grad_(False)
-    arguments = {"seed": None, "do_sample": False}
+    model = build_generator(codec_fields={"scales": [1, 6]}).to(dtype).requires_grad_(False)
+    arguments = {"seed": None, "do_sample": False, "guidance_scale": 0.5}
+    # a given first scale, so that the second doesn't depend on how the first is rounded
+    arguments["audio_codes"] = torch.zeros(1, 1, 1, dtype=torch.long)
     expected = draw(model, random_embeds(2), **arguments)
+    margin = tolerance * expected.logits[0].std()
+    best, second = expected.logits[0].topk(2).values.unbind(-1)
+    is_clear = best - second > 2 * margin
+    assert is_clear.sum() > 6
     for _ in range(2):
-        output = draw(model, random_embeds(2), compile_config=CompileConfig(), **arguments)
-        assert torch.equal(output.audio_codes, expected.audio_codes)
-        for logits, expected_logits in zip(output.logits, expected.logits, strict=True):
-            assert (logits - expected_logits).abs().max() < tolerance * expected_logits.std()
+        output = draw(model, random_embeds(2), compile_config=CompileConfig(fullgraph=True), **arguments)
+        assert (output.logits[0] - expected.logits[0]).abs().max() < margin
+        assert torch.equal(output.audio_codes[:, 0, 1:][is_clear], expected.audio_codes[:, 0, 1:][is_clear])
 
 
 @pytest.mark.slow
