@@ -1,10 +1,16 @@
 """Next-scale generation: what is drawn, from what, and that no call leaves anything behind."""
 
+import copy
+import gc
 import json
+import os
+import subprocess
+import sys
+import weakref
 
 import pytest
 import torch
-from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import CompileConfig, GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
@@ -518,6 +524,8 @@ def test_meaningless_arguments_are_refused_by_name(model, arguments):
         ({"unguided_scales": 1, "guidance_scale": 0.0}, "unguided_scales"),
         ({"max_scales": 0}, "max_scales"),
         ({"max_scales": 5}, "max_scales"),
+        ({"compile_config": CompileConfig(dynamic=True)}, "dynamic"),
+        ({"compile_config": {"mode": "default"}}, "compile_config"),
     ],
 )
 def test_impossible_values_are_refused(model, arguments, name):
@@ -674,6 +682,171 @@ def test_half_precision(build_generator, dtype):
     assert {entry.dtype for entry in (*output.scores, *output.logits)} == {torch.float32}
     assert output.audio.dtype == dtype and torch.isfinite(output.audio).all()
     assert torch.equal(output.audio_codes, draw(model, random_embeds(2), num_windows=2).audio_codes)
+
+
+# --- compilation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs():
+    """A compiler that only counts: the graphs that it is given run as they are, and one graph must hold a pass."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    compiled_config = CompileConfig(fullgraph=True, backend=backend, mode="default")
+    return compiled, compiled_config
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"unguided_scales": 2}, {"max_scales": 3}, {"num_windows": 3, "max_batch_rows": 6}],
+    ids=lambda arguments: "-".join(arguments) or "plain",
+)
+def test_each_scale_is_compiled_once(build_generator, graphs, arguments):
+    """Later calls use the same graphs, and give what comes without, but for rounding."""
+    model, (compiled, config) = build_generator(num_hidden_layers=1).requires_grad_(False), graphs
+    for seed in (1, 2):
+        embeds = random_embeds(3, seed)
+        expected = draw(model, embeds, **arguments)
+        output = draw(model, embeds, compile_config=config, **arguments)
+        assert torch.equal(output.audio_codes, expected.audio_codes)
+        for logits, expected_logits in zip(output.logits, expected.logits, strict=True):
+            torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
+        assert len(compiled) == arguments.get("max_scales", 4)
+
+
+def test_many_batch_sizes_are_compiled(build_generator, graphs):
+    """More graphs than PyTorch keeps of a function by default, and all of them stay."""
+    model, (compiled, config) = build_generator(num_hidden_layers=1).requires_grad_(False), graphs
+    arguments = {"guidance_scale": 0.0, "compile_config": config}
+    for count in (1, 2, 3, 1, 2, 3):
+        draw(model, random_embeds(count), **arguments)
+    assert len(compiled) == 3 * 4
+    draw(model, random_embeds(2), audio_codes=torch.zeros(1, 1, 3, dtype=torch.long), **arguments)
+    assert len(compiled) == 3 * 4
+
+
+def test_compiled_calls_within_each_other(build_generator, graphs):
+    """A call from a streamer doesn't write into the cache of the call that it interrupts; nor does one that failed."""
+    model, (_, config) = build_generator(num_hidden_layers=1).requires_grad_(False), graphs
+    expected = draw(model, random_embeds(2))
+
+    class Caller(BaseStreamer):
+        def put(self, value):
+            draw(model, random_embeds(2, seed=5), compile_config=config)
+
+        def end(self):
+            pass
+
+    with pytest.raises(RuntimeError, match="gone"):
+        draw(model, random_embeds(2, seed=8), compile_config=config, streamer=Recorder(fail_at=2))
+    for streamer in (Caller(), None):
+        output = draw(model, random_embeds(2), compile_config=config, streamer=streamer)
+        assert torch.equal(output.audio_codes, expected.audio_codes)
+
+
+def test_compiled_in_inference_mode_and_outside(build_generator, graphs):
+    model, (_, config) = build_generator(num_hidden_layers=1).requires_grad_(False), graphs
+    expected = draw(model, random_embeds(2))
+    for inference in (True, False, True):
+        with torch.inference_mode(inference):
+            output = draw(model, random_embeds(2), compile_config=config)
+            assert torch.equal(output.audio_codes, expected.audio_codes)
+
+
+def test_a_compiled_model_can_be_copied_and_freed(build_generator, graphs):
+    """Graphs and caches belong to one model: a changed copy has its own, and nothing keeps the model alive."""
+    model, (_, config) = build_generator(num_hidden_layers=1).requires_grad_(False), graphs
+    draw(model, random_embeds(2), compile_config=config)
+    other = copy.deepcopy(model)
+    other.lm_head.weight.neg_()
+    expected = draw(other, random_embeds(2))
+    assert torch.equal(draw(other, random_embeds(2), compile_config=config).audio_codes, expected.audio_codes)
+    assert not torch.equal(draw(model, random_embeds(2), compile_config=config).audio_codes, expected.audio_codes)
+    freed = weakref.ref(model)
+    del model
+    gc.collect()
+    assert freed() is None
+
+
+@pytest.mark.parametrize("when", ["at once", "in a scale"])
+def test_generation_goes_on_where_compilation_fails(build_generator, caplog, when):
+    """With the same result, and one warning that names the reason."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        if when == "at once" or len(compiled) == 3:
+            raise OSError("there is no compiler")
+        return graph.forward
+
+    model = build_generator(num_hidden_layers=1).requires_grad_(False)
+    config = CompileConfig(backend=backend, mode="default")
+    expected = draw(model, random_embeds(2))
+    logging.enable_propagation()
+    outputs = [draw(model, random_embeds(2), compile_config=config) for _ in range(2)]
+    logging.disable_propagation()
+    for output in outputs:
+        assert torch.equal(output.audio_codes, expected.audio_codes)
+        assert torch.equal(output.audio, expected.audio)
+    messages = [record.getMessage() for record in caplog.records if "torch.compile" in record.getMessage()]
+    assert len(messages) == 1 and "there is no compiler" in messages[0]
+    assert len(compiled) == (1 if when == "at once" else 3)
+
+
+def test_errors_of_the_model_are_not_the_compilers(build_generator, graphs):
+    """What fails without compilation, too, is not hidden by going on without."""
+    model, (_, config) = build_generator(num_hidden_layers=1).requires_grad_(False), graphs
+    model.lm_head = torch.nn.Linear(3, 16)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        draw(model, random_embeds(1), compile_config=config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_compiled_by_inductor(build_generator, dtype, tolerance):
+    """
+    As anyone would call it: logits agree with those without compilation to the dtype's rounding, relative to their
+    spread, and so do greedy tokens, unless the two most likely are as close as that.
+    """
+    model = build_generator(codec_fields={"scales": [1, 6]}).to(dtype).requires_grad_(False)
+    arguments = {"seed": None, "do_sample": False, "guidance_scale": 0.5}
+    # a given first scale, so that the second doesn't depend on how the first is rounded
+    arguments["audio_codes"] = torch.zeros(1, 1, 1, dtype=torch.long)
+    expected = draw(model, random_embeds(2), **arguments)
+    margin = tolerance * expected.logits[0].std()
+    best, second = expected.logits[0].topk(2).values.unbind(-1)
+    is_clear = best - second > 2 * margin
+    assert is_clear.sum() > 6
+    for _ in range(2):
+        output = draw(model, random_embeds(2), compile_config=CompileConfig(fullgraph=True), **arguments)
+        assert (output.logits[0] - expected.logits[0]).abs().max() < margin
+        assert torch.equal(output.audio_codes[:, 0, 1:][is_clear], expected.audio_codes[:, 0, 1:][is_clear])
+
+
+@pytest.mark.slow
+def test_without_a_cpp_compiler(build_generator, tmp_path):
+    """A machine without one generates all the same."""
+    build_generator().save_pretrained(tmp_path / "model")
+    script = f"""if True:
+        import torch
+        from transformers import CompileConfig
+        from transformers_aar import AarForConditionalGeneration
+
+        model = AarForConditionalGeneration.from_pretrained({str(tmp_path / "model")!r})
+        arguments = dict(conditioning_embeds=torch.ones(1, 32), do_sample=False)
+        compiled = model.generate(compile_config=CompileConfig(), **arguments)
+        assert torch.equal(compiled, model.generate(**arguments))
+    """
+    environment = os.environ | {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    finished = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("`torch.compile` failed, so generation goes on without it") == 1
 
 
 @pytest.mark.parametrize("ids, mask", [([[2]], None), ([[-1]], None), ([[0, 2]], [[1, 1]]), ([[0]], [[0]])])

@@ -1,7 +1,8 @@
 """Next-scale generation: sixteen forward passes for a second of sound (arXiv 2408.09027, section 3.2)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput, logging
 
+from .compilation_aar import CompiledScales, compiled_scales
+
 logger = logging.get_logger(__name__)
 
 # what `generate` reads of a generation config; custom fields come with the value they have when nobody sets them
@@ -26,7 +29,7 @@ _CUSTOM_DEFAULTS = {
 }
 _LIBRARY_FIELDS = (
     *("do_sample", "guidance_scale", "temperature", "top_k", "top_p", "num_return_sequences"),
-    *("return_dict_in_generate", "output_scores", "output_logits"),
+    *("return_dict_in_generate", "output_scores", "output_logits", "compile_config"),
 )
 # what the text-to-audio pipeline and loaded files always carry, and what has no effect here
 _TOLERATED_FIELDS = (
@@ -77,8 +80,11 @@ class AarCacheLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         rows, heads, _, head_dim = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.num_slots, head_dim)
-        self.values = torch.empty_like(self.keys)
+        shape = (rows, heads, self.num_slots, head_dim)
+        # what is made in inference mode can't be written to in a later call outside of it
+        with torch.inference_mode(False):
+            self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
+            self.values = torch.empty_like(self.keys)
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
@@ -89,6 +95,9 @@ class AarCacheLayer(CacheLayerMixin):
         self.values[:rows, :, self.length : end] = value_states
         self.length = end
         return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+
+    def reset(self) -> None:
+        self.length = 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -148,6 +157,16 @@ class _Rows:
     unconditional: torch.Tensor | None
     given_codes: torch.LongTensor | None
     generators: list[torch.Generator] | torch.Generator | None
+
+
+@dataclass
+class _Passes:
+    """What the passes of one batch share. Of the rows in `prepared` the conditional ones come first."""
+
+    num_rows: int
+    prepared: dict
+    cache: Cache
+    compiled: CompiledScales | None = None
 
 
 class AarGenerationMixin(GenerationMixin):
@@ -220,6 +239,12 @@ class AarGenerationMixin(GenerationMixin):
                 `max_batch_rows` (`int`, 128): rows of the largest batch, which bounds the memory; a window is one row,
                 and two with guidance. A sound with more windows than fit is drawn in pieces, and then its draws depend
                 on this number.
+                `compile_config` ([`CompileConfig`], *optional*): put the pass of every scale through `torch.compile`,
+                on any device. Each scale is compiled on its own, for each number of rows and dtype, which takes long;
+                the graphs, and a cache of keys and values for them, are kept for later calls. Logits then differ by
+                rounding, and so may draws. Its `mode` is "reduce-overhead" by default, which on a GPU means CUDA
+                graphs and has not been run yet. Where compilation fails there is a warning, and everything runs as
+                without it.
                 `return_dict_in_generate`, `output_scores`, `output_logits` (`bool`, `False`).
 
         Returns:
@@ -395,29 +420,41 @@ class AarGenerationMixin(GenerationMixin):
 
     def _generate_rows(self, rows: _Rows, config: GenerationConfig, warpers, streamer) -> dict:
         """All scales of one batch of windows; returns codes, running sums, and logits where they are wanted."""
-        quantizer = self.codec_model.quantizer
-        num_scales = len(quantizer.scales)
-        scales = quantizer.scales[: config.max_scales]
-        num_rows = len(rows.conditioning)
-        given = [] if rows.given_codes is None else quantizer.split(rows.given_codes)
+        with self._prepare_passes(rows, config.compile_config) as passes:
+            return self._run_scales(passes, rows, config, warpers, streamer)
+
+    @contextmanager
+    def _prepare_passes(self, rows: _Rows, compile_config) -> Iterator[_Passes]:
         embeds = rows.conditioning
         if rows.unconditional is not None:
             embeds = torch.cat([embeds, rows.unconditional.to(embeds)])
         prepared = self.model.prepare_scales(embeds)
-        cache = Cache(layers=[AarCacheLayer(sum(scales)) for _ in self.model.layers])
+        if compile_config is None:
+            yield _Passes(len(rows.conditioning), prepared, self._new_cache())
+        else:
+            compiled = compiled_scales(self, compile_config)
+            with compiled.static_cache(self, prepared, self._new_cache) as cache:
+                yield _Passes(len(rows.conditioning), prepared, cache, compiled)
 
-        f_hat, next_input, slot = quantizer.empty_f_hat(num_rows), None, 0
+    def _new_cache(self) -> Cache:
+        return Cache(layers=[AarCacheLayer(self.config.num_slots) for _ in self.model.layers])
+
+    def _run_scales(self, passes: _Passes, rows: _Rows, config: GenerationConfig, warpers, streamer) -> dict:
+        quantizer = self.codec_model.quantizer
+        num_scales = len(quantizer.scales)
+        scales = quantizer.scales[: config.max_scales]
+        given = [] if rows.given_codes is None else quantizer.split(rows.given_codes)
+        f_hat, next_input, slot = quantizer.empty_f_hat(passes.num_rows), None, 0
         result = {"codes": [], "scores": [], "logits": []}
         for scale, length in enumerate(scales):
             # a ramp from 0; with a single scale there is nothing to ramp over
             progress = scale / (num_scales - 1) if num_scales > 1 else 1.0
             is_given = scale < len(given)
             if scale == num_scales - config.unguided_scales:
-                # the conditional rows come first, and nothing from here on reads the others
-                prepared = self.model.keep_rows(prepared, num_rows)
+                # nothing from here on reads the unconditional rows
+                passes.prepared = self.model.keep_rows(passes.prepared, passes.num_rows)
             if len(given) < len(scales):
-                weight = config.guidance_scale * progress
-                logits = self._scale_logits(prepared, next_input, cache, slot, num_rows, weight, is_given)
+                logits = self._scale_logits(passes, next_input, slot, config.guidance_scale * progress, is_given)
             if is_given:
                 tokens = vectors = given[scale]
             else:
@@ -438,27 +475,24 @@ class AarGenerationMixin(GenerationMixin):
         return result | {"f_hat": f_hat}
 
     def _scale_logits(
-        self,
-        prepared: dict,
-        next_input: torch.Tensor | None,
-        cache: Cache,
-        slot: int,
-        num_rows: int,
-        weight: float,
-        is_given: bool,
+        self, passes: _Passes, next_input: torch.Tensor | None, slot: int, weight: float, is_given: bool
     ) -> torch.Tensor | None:
         """
-        One forward pass; logits `(num_rows, n_s, codebook_size)`, guided where `prepared` has unconditional rows, too,
-        or `None` for a scale that is given.
+        One forward pass; logits `(num_rows, n_s, codebook_size)`, guided where there are unconditional rows, or `None`
+        for a scale that is given.
         """
+        num_rows, prepared = passes.num_rows, passes.prepared
         guided = len(prepared["start"]) > num_rows
         if next_input is not None:
             next_input = next_input.to(prepared["start"].device)
             next_input = torch.cat([next_input, next_input]) if guided else next_input
-        hidden_states = self.model.forward_scale(prepared, next_input, cache, slot)
+        if passes.compiled is not None:
+            logits = passes.compiled(self, prepared, next_input, passes.cache, slot)
+        else:
+            hidden_states = self.model.forward_scale(prepared, next_input, passes.cache, slot)
+            logits = None if is_given else self.lm_head(hidden_states)
         if is_given:
             return None
-        logits = self.lm_head(hidden_states)
         return (1 + weight) * logits[:num_rows] - weight * logits[num_rows:] if guided else logits
 
     @classmethod

@@ -86,11 +86,12 @@ def test_floor_knows_the_kernels_of_cpus():
 @pytest.mark.slow
 @pytest.mark.parametrize("row", sorted(ROWS))
 def test_rows(row, recipes):
-    """Everything that is measured runs, and all that multiplies matrices has a floor."""
+    """Everything that is measured runs, and all that multiplies matrices has a floor, unless it is compiled."""
     with prepared(row, *recipes, torch.device("cpu")) as comparison:
         lines = measure(comparison, CEILINGS, rounds=1, max_seconds=60)
-    has_floor = row not in ("read", "import", "load")
-    assert all((line["floor (s)"] or 0) > 0 for line in lines) == has_floor
+    for line in lines:
+        has_floor = row not in ("read", "import", "load") and line["what"] != "compiled, bf16"
+        assert ((line["floor (s)"] or 0) > 0) == has_floor
     assert len({line["what"] for line in lines}) == len(lines)
 
 

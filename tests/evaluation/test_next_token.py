@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch.utils.data import Dataset
+from transformers import CompileConfig
 
 from transformers_aar import AarConfig
 from transformers_aar.evaluation.next_token import NextTokenModel, to_frame_major, to_level_major
@@ -267,6 +268,11 @@ def test_what_makes_no_sense_is_refused(model, build_baseline):
         model(audio_codes=random_codes(1)[:, :-1], conditioning_embeds=random_embeds(1))
     with pytest.raises(ValueError, match="knows no scales"):
         generate(model, random_embeds(1), audio_codes=random_codes(1)[:, None, :NUM_FRAMES])
-    for arguments in ({"gumbel_smoothing": True}, {"unguided_scales": 1, "guidance_scale": 2.0}, {"max_scales": 1}):
+    for arguments in (
+        {"gumbel_smoothing": True},
+        {"unguided_scales": 1, "guidance_scale": 2.0},
+        {"max_scales": 1},
+        {"compile_config": CompileConfig()},
+    ):
         with pytest.raises(ValueError, match="knows no scales"):
             generate(model, random_embeds(1), **arguments)

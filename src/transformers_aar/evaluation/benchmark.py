@@ -5,6 +5,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class Contender:
         name (`str`): what is measured.
         run (`Callable`): does it once, without arguments.
         amount (`float`, defaults to 1.0): how many of the comparison's units one run makes.
-        has_floor (`bool`, defaults to `True`): whether it's a matter of matrix products, which have a floor.
+        has_floor (`bool`, defaults to `True`):
+            Whether it's a matter of matrix products, which have a floor, and which can be counted.
     """
 
     name: str
@@ -65,7 +67,7 @@ def measure(comparison: Comparison, ceilings: Ceilings, rounds: int, max_seconds
     first_calls, floors = [], []
     for contender in comparison.contenders:
         counter = FloorCounter(ceilings)
-        with counter:
+        with counter if contender.has_floor else nullcontext():
             first_calls.append(timed(contender.run))
         floors.append(counter.seconds if contender.has_floor else None)
     calls = [[] for _ in comparison.contenders]

@@ -16,6 +16,7 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 from transformers import (
+    CompileConfig,
     DacConfig,
     DacModel,
     EncodecConfig,
@@ -114,6 +115,33 @@ def generate_unguided(setting: Setting) -> Comparison:
     model = make_generator(setting).to(torch.bfloat16)
     guided = generation("guided, bf16", model, 1)
     return Comparison("seconds of audio", [guided, generation("unguided, bf16", model, 1, guidance_scale=0.0)])
+
+
+def generate_partly_guided(setting: Setting, unguided_scales: int = 4) -> Comparison:
+    """Guidance in all scales, and in all but the last, which are the largest."""
+    model = make_generator(setting).to(torch.bfloat16)
+    guided = generation("guided, bf16", model, 1)
+    partly = generation(f"last {unguided_scales} unguided, bf16", model, 1, unguided_scales=unguided_scales)
+    return Comparison("seconds of audio", [guided, partly])
+
+
+def generate_coarse(setting: Setting) -> Comparison:
+    """All scales, and all but the last two."""
+    model = make_generator(setting).to(torch.bfloat16)
+    num_scales = model.config.codec_config.num_scales
+    contenders = [
+        generation(f"{count} scales, bf16", model, 1, max_scales=count) for count in (num_scales, num_scales - 2)
+    ]
+    return Comparison("seconds of audio", contenders)
+
+
+def generate_compiled(setting: Setting) -> Comparison:
+    """Without and with `torch.compile`, whose first call compiles."""
+    model = make_generator(setting).to(torch.bfloat16)
+    compiled = generation("compiled, bf16", model, 1, compile_config=CompileConfig())
+    # counting would keep PyTorch from compiling, now and later
+    compiled.has_floor = False
+    return Comparison("seconds of audio", [generation("eager, bf16", model, 1), compiled])
 
 
 def generate_windows(setting: Setting) -> Comparison:
@@ -302,6 +330,9 @@ ROWS: dict[str, Callable[[Setting], Comparison]] = {
     # the plain loop would take minutes
     "generate-64": partial(generate_in_batches, batch_size=64, has_plain_loop=False),
     "unguided": generate_unguided,
+    "partly-guided": generate_partly_guided,
+    "coarse": generate_coarse,
+    "compiled": generate_compiled,
     "windows": generate_windows,
     "others": generate_with_others,
     "encode": partial(encoding, batch_size=8),

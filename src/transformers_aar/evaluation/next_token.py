@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
-from transformers.cache_utils import Cache
 from transformers.generation.streamers import BaseStreamer
 
 from ..configuration_aar import AarConfig
-from ..generation_aar import AarCacheLayer
 from ..modeling_aar import AarEmbeddings, AarForConditionalGeneration, AarOutput
 
 
@@ -66,7 +64,8 @@ class NextTokenModel(AarForConditionalGeneration):
 
     `generate` takes AAR's arguments and gives its output, with three differences: `guidance_scale` applies in full to
     every token, since there is no scale to ramp over; logits and scores come one token at a time, frame by frame; and
-    what belongs to scales (`audio_codes`, `streamer`, `gumbel_smoothing`, `unguided_scales`, `max_scales`) is refused.
+    what belongs to scales (`audio_codes`, `streamer`, `gumbel_smoothing`, `unguided_scales`, `max_scales`,
+    `compile_config`) is refused.
 
     Args:
         config ([`AarConfig`]): its codec must be a plain residual one, with equal scales and without φ.
@@ -147,24 +146,19 @@ class NextTokenModel(AarForConditionalGeneration):
         self, rows, config: GenerationConfig, warpers: LogitsProcessorList, streamer: BaseStreamer | None
     ) -> dict:
         """All tokens of one batch of windows; returns what [`AarForConditionalGeneration`] returns of its scales."""
-        of_scales = (rows.given_codes, streamer, config.max_scales)
+        of_scales = (rows.given_codes, streamer, config.max_scales, config.compile_config)
         if any(value is not None for value in of_scales) or config.gumbel_smoothing or config.unguided_scales:
             raise ValueError(
                 "Next-token generation knows no scales: leave out `audio_codes`, `streamer`, `gumbel_smoothing`, "
-                "`unguided_scales` and `max_scales`."
+                "`unguided_scales`, `max_scales` and `compile_config`."
             )
-        num_rows = len(rows.conditioning)
-        embeds = rows.conditioning
-        if rows.unconditional is not None:
-            embeds = torch.cat([embeds, rows.unconditional.to(embeds)])
-        prepared = self.model.prepare_scales(embeds)
-        cache = Cache(layers=[AarCacheLayer(self.config.num_slots) for _ in self.model.layers])
+        with self._prepare_passes(rows, compile_config=None) as passes:
+            return self._run_tokens(passes, rows, config, warpers)
 
+    def _run_tokens(self, passes, rows, config: GenerationConfig, warpers: LogitsProcessorList) -> dict:
         vectors, all_tokens, result = None, [], {"logits": [], "scores": []}
         for slot in range(self.config.num_slots):
-            logits = self._scale_logits(
-                prepared, vectors, cache, slot, num_rows, config.guidance_scale, is_given=False
-            )
+            logits = self._scale_logits(passes, vectors, slot, config.guidance_scale, is_given=False)
             scores = warpers(None, logits.flatten(0, 1)).view_as(logits)
             tokens = self._choose(scores, config.do_sample, rows.generators)
             vectors = self._code_vectors(tokens, slot % self.num_levels)
