@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.nn.utils import parametrize
 from transformers import GenerationConfig
 
 from transformers_aar import (
@@ -33,7 +34,6 @@ from transformers_aar.evaluation.nearest_centroid import NearestCentroid
 from transformers_aar.hub.label_tokenizer import label_tokenizer
 from transformers_aar.hub.model_cards import write_model_card
 from transformers_aar.hub.packing import slim_down
-from transformers_aar.training.initialization import initialize_from_data
 from transformers_aar.training.losses import MelLoss, relative_error, weighted_sum
 from transformers_aar.training.schedules import (
     annealed_weight_decay,
@@ -108,6 +108,30 @@ def autoencode(codec, sounds: torch.Tensor) -> torch.Tensor:
     return codec.decoder(codec.quantizer.project_out(latents).transpose(1, 2))
 
 
+@torch.no_grad()
+def normalize_outputs(codec: SatModel, sounds: torch.Tensor) -> None:
+    """
+    Data-dependent initialisation of weight-normed layers (Salimans & Kingma 2016, section 3): every convolution starts
+    with outputs of mean 0 and variance 1. The checkpoint in the package started so; `initialize_from_data` came later.
+    """
+
+    def normalize(conv, _, output):
+        mean = output.mean((0, 2))
+        std = (output - mean[:, None]).std()
+        conv.parametrizations.weight.original0.div_(std)
+        conv.bias.sub_(mean).div_(std)
+        return (output - mean[:, None]) / std
+
+    convs = [module for module in codec.modules() if parametrize.is_parametrized(module, "weight")]
+    hooks = [conv.register_forward_hook(normalize) for conv in convs]
+    autoencode(codec, sounds)
+    for hook in hooks:
+        hook.remove()
+    last = codec.decoder.layers[-1].conv
+    for part in (last.parametrizations.weight.original0, last.bias):
+        part.mul_(sounds.std())
+
+
 def codec_losses(codec, mel_loss, sounds: torch.Tensor, quantized: bool) -> dict[str, torch.Tensor]:
     """The objective's terms. Before the quantizer joins, encoder and decoder only learn to pass the wave through."""
     if not quantized:
@@ -154,7 +178,7 @@ def train_codec(args: argparse.Namespace) -> None:
     held_out, _ = sound_pool(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 5))
     codec = SatModel(SatConfig(**CODEC_CONFIG)).train()
     mel_loss = MelLoss(codec.config.sampling_rate)
-    initialize_from_data(codec, sounds[: 3 * len(KINDS)])
+    normalize_outputs(codec, sounds[: 3 * len(KINDS)])
     optimizer = torch.optim.Adam(codec.parameters(), lr=args.learning_rate, betas=(0.9, 0.99))
     codec, optimizer = accelerator.prepare(codec, optimizer)
 
