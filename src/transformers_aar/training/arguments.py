@@ -165,7 +165,9 @@ class SatArguments:
     discriminator_learning_rate: float | None = option("Peak rate; `learning_rate` by default.", None)
     discriminator_start_step: int = option("Step that adversarial training starts at.", 0)
     discriminator_skip_interval: int = option("The discriminator rests in every such step; 0: it never rests.", 3)
-    data_dependent_init: bool = option("Starts as a transform coder, taken from some of the sounds.", False)
+    data_dependent_init: bool = option(
+        "Starts as a channel vocoder, computed from the sounds that the codebooks start from.", False
+    )
     codebook_start_examples: int | None = option(
         "Sounds that the codebooks start from; the first global batch by default.", None
     )

@@ -1,25 +1,30 @@
-"""A start for SAT that already codes sounds, taken from a few of them.
+"""A start for SAT that already codes sounds: a channel vocoder, computed from some of them.
 
 SEANet's blocks, started at random, pass on so little of a sound that hundreds of steps go by before anything is
-learned. Here encoder and decoder start as a linear transform coder, with four ingredients:
+learned. Here encoder and decoder start as the two halves of a vocoder (Dudley 1939): the latents are the levels of
+frequency bands, frame by frame, and the decoder lets carriers sound at these levels. Levels change slowly, so that
+coarse scales keep most of them, and no scale has to carry phases, which a generator could not choose consistently.
 
-- Layers look linear (Balduzzi et al. 2017, arXiv 1702.08591, section 5): every convolution yields pairs (u, -u), and
-  the next one sees only the difference elu(u) - elu(-u), which is 2u as long as u is small.
-- The encoder is a Karhunen-Loève transform in stages: the weights of a strided convolution are the principal
-  components of the patches that it replaces, as many as it has pairs of channels.
-- A quarter of the latents are magnitudes of such components. What is left when frames are pooled for a coarse scale
-  are magnitudes, since signed components average out: without them coarse codes would tell next to nothing, and a
-  generator would choose fine ones that don't agree.
-- The decoder is the least-squares way back, layer by layer.
+- Layers look linear where they have to be (Balduzzi et al. 2017, arXiv 1702.08591, section 5): convolutions yield
+  pairs (u, -u), and the next one sees the difference elu(u) - elu(-u), which is 2u as long as u is small.
+- The encoder's strided convolutions are cosine transforms of ever longer blocks. The sum elu(u) + elu(-u) of the last
+  but one is a magnitude m; elu(-m / q) saturates where m exceeds q, and with a few q per band a logarithm is nearly a
+  weighted sum of these. Low bands are narrower than that transform resolves: sines and cosines of a whole frame, which
+  the LSTM saturates, tell them apart. The last convolution is the least-squares fit from all that to the levels.
+- The decoder's first ELU turns levels into amplitudes, since elu(x) + 1 is the exponential for x < 0. The carriers are
+  harmonics of the frame rate, which go on from frame to frame without a break.
 
 Residual branches start small, and φ starts as the identity. Nothing of this is kept while the weights are trained.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchaudio.functional import melscale_fbanks
 from transformers.models.encodec.modeling_encodec import (
     EncodecConv1d,
     EncodecConvTranspose1d,
@@ -29,15 +34,77 @@ from transformers.models.encodec.modeling_encodec import (
 
 from ..modeling_sat import SatModel
 
-# Standard deviation of u. A smaller one makes layers more linear, and biases too sensitive for common learning rates.
-AMPLITUDE = 0.1
-# What residual branches and LSTMs start with, of what they start with otherwise.
+NUM_BANDS = 64
+# Power of a band that counts as silence, -74 dB.
+FLOOR = 4e-8
+# Standard deviation of u where layers look linear, and its mean size where magnitudes are wanted.
+LINEAR, LOUD = 0.03, 30.0
+# Levels that detectors saturate at, as quantiles of a band's magnitudes; the second one's for low bands.
+QUANTILES = (0.1, 0.4, 0.8)
+LOW_QUANTILE = 0.6
+# Share of the bands, and of the channels of the encoder's LSTM, that is kept for the narrow low ones.
+LOW_SHARE = 3 / 8
+# What goes into the LSTM there is this small, so that hardly anything but what comes out of it is heard.
+LOW_INPUT = 0.05
+# What residual branches and the decoder's LSTM start with, of what they start with otherwise.
 BRANCH_SHARE = 0.02
 LSTM_SHARE = 0.1
-# The latents that are magnitudes.
-SLOW_SHARE = 1 / 4
-# Share of the mean power that least squares take for noise. Without it they amplify what hardly exists.
-NOISE_SHARE = 1e-4
+# Sounds that the convolutions are fitted to; the latents are fitted to all.
+NUM_FITTED = 128
+BATCH_SIZE = 32
+# Shares of the mean power that least squares take for noise: of detectors, and where there is an exact solution.
+DETECTOR_NOISE, NOISE = 1e-4, 1e-6
+
+
+class ChannelVocoder:
+    """
+    Levels of frequency bands, and sounds of such levels.
+
+    Args:
+        sampling_rate (`int`): in Hz.
+        hop_length (`int`): samples per frame; what is heard or sounds in one is twice as long.
+        num_bands (`int`): bands from 0 Hz to Nyquist, spaced as Slaney's mel scale.
+        starts (`tuple[int, int]`): samples before a frame that are heard, and that sound.
+    """
+
+    def __init__(self, sampling_rate: int, hop_length: int, num_bands: int, starts: tuple[int, int]):
+        self.sampling_rate = sampling_rate
+        self.hop_length = hop_length
+        self.starts = starts
+        self.window = torch.hann_window(2 * hop_length)
+        # half as far apart as the window resolves, so that every band has some
+        self.filters = melscale_fbanks(
+            2 * hop_length + 1, 0.0, sampling_rate / 2, num_bands, sampling_rate, norm=None, mel_scale="slaney"
+        )
+        harmonics = self.filters[::4]
+        number = torch.arange(len(harmonics))
+        phases = torch.rand(len(harmonics), generator=torch.Generator().manual_seed(0))
+        time = torch.arange(2 * hop_length) / hop_length
+        carriers = math.sqrt(2) * torch.cos(2 * math.pi * (number[:, None] * time + phases[:, None]))
+        shares = harmonics / harmonics.sum(1, keepdim=True).clamp_min(1e-6)
+        self.sounds = shares.T @ carriers * self.window
+
+    def levels(self, sounds: torch.Tensor) -> torch.Tensor:
+        """Natural logarithms of power `(batch_size, num_bands, frames)` in sounds `(batch_size, 1, num_samples)`."""
+        frames = _frames(sounds, self.hop_length, 2 * self.hop_length, self.starts[0]) * self.window.to(sounds)
+        spectrum = torch.fft.rfft(frames.float(), 4 * self.hop_length).abs() / (self.hop_length / 2)
+        filters = self.filters.to(spectrum)
+        return (spectrum.square() @ (filters / filters.sum(0)) + FLOOR).log().mT.to(sounds.dtype)
+
+    def synthesize(self, levels: torch.Tensor) -> torch.Tensor:
+        """The inverse, as far as there is one: phases are fixed."""
+        frames = self.sounds.to(levels).T @ (levels / 2).exp()
+        num_samples = levels.shape[2] * self.hop_length
+        length = num_samples + self.hop_length
+        sounds = F.fold(frames, (1, length), (1, 2 * self.hop_length), stride=(1, self.hop_length))[:, 0]
+        return sounds[:, :, self.starts[1] :][:, :, :num_samples]
+
+    def sines(self, count: int) -> torch.Tensor:
+        """`(2 · count, 2 · hop_length)`, cosines and sines in the middle of the lowest bands, with the window."""
+        bins = torch.arange(len(self.filters))
+        centres = (self.filters.T @ bins.float() / self.filters.sum(0))[:count, None]
+        angles = 2 * math.pi * centres * torch.arange(2 * self.hop_length) / (4 * self.hop_length)
+        return torch.cat([angles.cos(), angles.sin()]) * self.window
 
 
 @torch.no_grad()
@@ -47,135 +114,202 @@ def initialize_from_data(codec: SatModel, input_values: torch.Tensor) -> None:
 
     Args:
         codec ([`SatModel`]): a fresh one.
-        input_values (`torch.Tensor` of shape `(batch_size, audio_channels, num_samples)`): some dozens of sounds,
-            whole hops long.
+        input_values (`torch.Tensor` of shape `(batch_size, 1, num_samples)`): hundreds of sounds, whole hops long.
 
     Raises:
-        ValueError: for an odd number of filters, and for group norm, whose layers aren't linear.
+        ValueError: for stereo, an odd number of filters, a single stride, and group norm, whose layers aren't linear.
     """
     config = codec.config
-    if config.norm_type != "weight_norm" or config.num_filters % 2:
-        raise ValueError(
-            "`data_dependent_init` needs weight norm and an even number of filters, but the codec has "
-            f"`norm_type={config.norm_type!r}` and `num_filters={config.num_filters}`."
-        )
+    wanted = {
+        "norm_type": (config.norm_type == "weight_norm", "weight_norm"),
+        "num_filters": (config.num_filters % 2 == 0, "an even number"),
+        "audio_channels": (config.audio_channels == 1, "1"),
+        "upsampling_ratios": (len(config.upsampling_ratios) > 1, "two or more"),
+    }
+    for name, (is_right, expected) in wanted.items():
+        if not is_right:
+            raise ValueError(f"`data_dependent_init` needs `{name}` to be {expected}, got {getattr(config, name)!r}.")
     input_values = input_values.to(codec.dtype)
     for phi in codec.quantizer.phi:
         nn.init.dirac_(phi.weight)
         nn.init.zeros_(phi.bias)
-    num_slow = int(SLOW_SHARE * min(config.hidden_size, config.codebook_dim))
-    levels, latents = _start_encoder(codec.encoder.layers, input_values, num_slow)
-    latents = _start_projections(codec.quantizer, latents.transpose(1, 2)).transpose(1, 2)
-    _start_decoder(codec.decoder.layers, latents, levels, input_values)
-
-
-def _start_projections(quantizer: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """
-    Keeps the strongest of the components `(batch_size, frames, hidden_size)`, with a variance of 1 where the quantizer
-    is: of a larger one the commitment loss would outweigh all others. Returns what comes out of the quantizer's place.
-    """
-    if isinstance(quantizer.project_in, nn.Linear):
-        for projection in (quantizer.project_in, quantizer.project_out):
+    for projection in (codec.quantizer.project_in, codec.quantizer.project_out):
+        if isinstance(projection, nn.Linear):
             nn.init.eye_(projection.weight)
             nn.init.zeros_(projection.bias)
-        std = quantizer.project_in(latents).std()
-        quantizer.project_in.weight.div_(std)
-        quantizer.project_out.weight.mul_(std)
-    return quantizer.project_out(quantizer.project_in(latents))
+    encoder, decoder = codec.encoder.layers, codec.decoder.layers
+    first = next(layer for layer in decoder if isinstance(layer, EncodecConvTranspose1d))
+    last = [layer for layer in encoder if isinstance(layer, EncodecConv1d)][-2]
+    starts = tuple(_own_taps(layer).start * config.hop_length // layer.conv.stride[0] for layer in (last, first))
+    num_bands = min(config.hidden_size, config.codebook_dim, NUM_BANDS)
+    vocoder = ChannelVocoder(config.sampling_rate, config.hop_length, num_bands, starts)
+    levels = torch.cat([vocoder.levels(sounds) for sounds in input_values.split(BATCH_SIZE)])
+    mean, std = levels.mean((0, 2)), levels.std()
+    _start_encoder(encoder, input_values[:NUM_FITTED], vocoder)
+    _start_latents(encoder, input_values, (levels - mean[:, None]) / std)
+    _start_decoder(decoder, levels[:NUM_FITTED], mean, std, vocoder)
 
 
-def _start_encoder(
-    layers: nn.ModuleList, sounds: torch.Tensor, num_slow: int
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The u of each level that the decoder has to find again, fine to coarse, and the encoder's output."""
-    levels, hidden = [], sounds
-    for number, layer in enumerate(layers):
-        if isinstance(layer, nn.ELU):
-            levels.append(hidden.chunk(2, dim=1)[0])
-        elif isinstance(layer, EncodecConv1d) and number == len(layers) - 1:
-            _start_latents(layer, hidden, num_slow)
-        elif isinstance(layer, EncodecConv1d):
-            _start_analysis(layer, hidden, is_first=number == 0)
-        else:
+# --- encoder ---------------------------------------------------------------------------------------------------------
+
+
+def _start_encoder(layers: nn.ModuleList, sounds: torch.Tensor, vocoder: ChannelVocoder) -> None:
+    """All but the last layer."""
+    strided = [layer for layer in layers if isinstance(layer, EncodecConv1d) and layer.conv.stride[0] > 1]
+    hidden, hop_length, num_low = sounds, 1, 0
+    for number, layer in enumerate(layers[:-1]):
+        if number == 0:
+            _start_copies(layer, sounds)
+        elif layer is strided[-1]:
+            num_low = _start_detectors(layer, hidden, sounds, vocoder)
+        elif layer in strided:
+            _start_transform(layer, hidden, sounds, hop_length, is_loud=layer is strided[-2])
+        elif isinstance(layer, EncodecLSTM):
+            _saturate(layer, hidden[:, : 4 * num_low])
+        elif not isinstance(layer, nn.ELU):
             _quieten(layer)
+        hop_length *= layer.conv.stride[0] if layer in strided else 1
         hidden = layer(hidden)
-    return levels, hidden
 
 
-def _start_analysis(layer: EncodecConv1d, hidden: torch.Tensor, is_first: bool) -> None:
-    """Pairs of principal components of patches of `(batch_size, channels, length)`."""
+def _start_copies(layer: EncodecConv1d, sounds: torch.Tensor) -> None:
+    """Pairs of copies of each sample and its neighbours."""
     conv = layer.conv
-    kernel_size, stride = conv.kernel_size[0], conv.stride[0]
-    signal = hidden if is_first else _difference(hidden)
-    # the first layer sees its whole kernel, since nothing has gathered a sample's surroundings yet
-    taps = slice(0, kernel_size) if is_first else _own_taps(layer)
-    patches = _surroundings(signal, layer) if is_first else _patches(signal, stride)
-    components = _principal_components(patches, conv.out_channels // 2)
-    weight = conv.weight.new_zeros(len(components), signal.shape[1], kernel_size)
-    weight[..., taps] = components.unflatten(1, (signal.shape[1], -1)) * AMPLITUDE / (patches @ components.T).std()
-    if not is_first:
-        weight = torch.cat([weight, -weight], dim=1)
+    num_pairs, kernel_size = conv.out_channels // 2, conv.kernel_size[0]
+    weight = conv.weight.new_zeros(num_pairs, 1, kernel_size)
+    pair = torch.arange(num_pairs)
+    weight[pair, 0, (_own_taps(layer).start + pair) % kernel_size] = LINEAR / sounds.std()
     _set_weight(conv, torch.cat([weight, -weight]))
 
 
-def _start_latents(layer: EncodecConv1d, hidden: torch.Tensor, num_slow: int) -> None:
+def _start_transform(
+    layer: EncodecConv1d, hidden: torch.Tensor, sounds: torch.Tensor, hop_length: int, is_loud: bool
+) -> None:
     """
-    The encoder's last layer: principal components of its frames `(batch_size, channels, frames)`, which turn with the
-    phase of what is heard, after `num_slow` of their magnitudes, which stay.
+    Pairs of a cosine transform's components, as many as there are: of blocks, or for magnitudes, which are `is_loud`,
+    of frames twice as long (MDCT, Princen & Bradley 1986), which leak less.
     """
     conv = layer.conv
-    kernel_size = conv.kernel_size[0]
-    # elu(u) + elu(-u), an even function
-    magnitudes = F.avg_pool1d(torch.stack(hidden.chunk(2, dim=1)).sum(0), kernel_size, 1, kernel_size // 2)
-    magnitudes = _patches(magnitudes, 1)
-    mean = magnitudes.mean(0)
-    slow = _principal_components(magnitudes - mean, num_slow)
-    deviations = ((magnitudes - mean) @ slow.T).std(0)
-    # of heavy tails the strongest component alone would be heard
-    slow = slow / (deviations + 1e-3 * deviations.max()).sqrt()[:, None]
-    slow = slow / ((magnitudes - mean) @ slow.T).std()
-    frames = _patches(_difference(hidden), 1)
-    fast = _principal_components(frames, conv.out_channels - num_slow)
-    fast = fast / (frames @ fast.T).std()
-    weight = conv.weight.new_zeros(conv.out_channels, conv.in_channels, kernel_size)
-    weight[:num_slow] = torch.cat([slow, slow], dim=1)[..., None] / kernel_size
-    weight[num_slow:, :, _own_taps(layer)] = torch.cat([fast, -fast], dim=1)[..., None]
-    _set_weight(conv, weight)
-    conv.bias[:num_slow] = -slow @ mean
+    start, hop_length = _own_taps(layer).start * hop_length, hop_length * conv.stride[0]
+    num_pairs = conv.out_channels // 2
+    basis = (_mdct if is_loud else _dct)(hop_length, min(num_pairs, hop_length)).to(sounds)
+    target = _frames(sounds, hop_length, basis.shape[1], start if is_loud else 0) @ basis.T
+    weight = _fit_convolution(layer, _difference(hidden), target)
+    sizes = target.abs().mean((0, 1)) / LOUD if is_loud else target.std() / LINEAR
+    weight = F.pad(weight / sizes.clamp_min(1e-6).view(-1, 1, 1), (0, 0, 0, 0, 0, num_pairs - len(weight)))
+    _set_weight(conv, _paired(weight))
+
+
+def _start_detectors(layer: EncodecConv1d, hidden: torch.Tensor, sounds: torch.Tensor, vocoder: ChannelVocoder) -> int:
+    """
+    What levels are told from: twice two channels for each of the low bands, whose number is returned, and saturating
+    magnitudes of all bands, which a Hann window averages over the kernel.
+    """
+    conv = layer.conv
+    num_bands = vocoder.filters.shape[1]
+    num_low = int(LOW_SHARE * min(num_bands, conv.out_channels / 4))
+    components = _frames(sounds, vocoder.hop_length, 2 * vocoder.hop_length, vocoder.starts[0])
+    components = components @ vocoder.sines(num_low).to(sounds).T
+    low = _fit_convolution(layer, _difference(hidden), components)
+    low = _paired(low * (LOW_INPUT / components.abs().mean((0, 1)).clamp_min(1e-6))[:, None, None])
+
+    magnitudes = torch.stack(hidden.chunk(2, dim=1)).sum(0)
+    num_groups = min(num_bands, (conv.out_channels - len(low)) // len(QUANTILES))
+    groups = _groups(vocoder.hop_length // conv.stride[0], num_groups, vocoder.sampling_rate).to(sounds)
+    num_pairs = magnitudes.shape[1]  # there may be more of them than bins, or fewer
+    groups = F.pad(groups[:num_pairs], (0, 0, 0, max(0, num_pairs - len(groups))))
+    window = torch.hann_window(conv.kernel_size[0] + 2).to(sounds)[1:-1]
+    averaged = torch.einsum("btck,k,cg->btg", _inputs(layer, magnitudes), window / window.sum(), groups)
+    detectors = []
+    for quantile in _quantiles(averaged.flatten(0, 1), QUANTILES):
+        weight = -(groups / quantile).T[:, :, None] * window / window.sum()
+        detectors.append(torch.cat([weight, weight], dim=1))
+    weight = torch.cat([low, *detectors])
+    _set_weight(conv, F.pad(weight, (0, 0, 0, 0, 0, conv.out_channels - len(weight))))
+    return num_low
+
+
+def _saturate(layer: EncodecLSTM, hidden: torch.Tensor) -> None:
+    """An LSTM without memory: tanh(tanh(x / q)) of the first channels `(batch_size, channels, frames)`, else 0."""
+    lstm, count = layer.lstm, hidden.shape[1]
+    size = lstm.hidden_size
+    for parameter in lstm.parameters():
+        parameter.zero_()
+    (quantile,) = _quantiles(hidden.abs().mT.flatten(0, 1), (LOW_QUANTILE,))
+    for number in range(lstm.num_layers):
+        bias = getattr(lstm, f"bias_ih_l{number}")
+        bias[:size], bias[size : 2 * size], bias[3 * size :] = 8.0, -8.0, 8.0  # gates: in, forget, out
+        gain = 1 / quantile if number == 0 else torch.ones_like(quantile)
+        getattr(lstm, f"weight_ih_l{number}")[2 * size : 2 * size + count, :count] = gain.diag()
+
+
+def _start_latents(layers: nn.ModuleList, sounds: torch.Tensor, levels: torch.Tensor) -> None:
+    """The encoder's last layer: least squares from the detectors to the levels `(batch_size, num_bands, frames)`."""
+    conv = layers[-1].conv
+
+    def detectors(part: torch.Tensor) -> torch.Tensor:
+        for layer in layers[:-1]:
+            part = layer(part)
+        return F.pad(_inputs(layers[-1], part).flatten(2), (0, 1), value=1.0)
+
+    fit = _least_squares(detectors, sounds, levels.mT, DETECTOR_NOISE).T
+    weight = fit[:, :-1].unflatten(1, (conv.in_channels, conv.kernel_size[0]))
+    _set_weight(conv, F.pad(weight, (0, 0, 0, 0, 0, conv.out_channels - len(weight))))
+    conv.bias[: len(fit)] = fit[:, -1]
+
+
+# --- decoder ---------------------------------------------------------------------------------------------------------
 
 
 def _start_decoder(
-    layers: nn.ModuleList, hidden: torch.Tensor, levels: list[torch.Tensor], sounds: torch.Tensor
+    layers: nn.ModuleList, levels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, vocoder: ChannelVocoder
 ) -> None:
-    """Fits each convolution to what the encoder had there: `levels` from the end, then the sounds."""
-    targets = [*levels[::-1], sounds]
+    """Fits layer after layer to the cosine transforms of what shall sound, in ever shorter blocks."""
+    sounds = torch.cat([vocoder.synthesize(part) for part in levels.split(BATCH_SIZE)])
+    hidden = (levels - mean[:, None]) / std
+    num_bands, hop_length = len(mean), vocoder.hop_length
+    hidden = F.pad(hidden, (0, 0, 0, layers[0].conv.in_channels - num_bands))
+    is_first = True
     for number, layer in enumerate(layers):
-        if isinstance(layer, EncodecConv1d | EncodecConvTranspose1d):
-            _start_synthesis(layer, hidden, targets.pop(0), is_first=number == 0, is_last=number == len(layers) - 1)
+        if number == 0:
+            _start_amplitudes(layer, mean, std, levels.max())
+        elif isinstance(layer, EncodecConvTranspose1d):
+            hop_length //= layer.conv.stride[0]
+            basis = _dct(hop_length, min(hop_length, layer.conv.out_channels // 2)).to(sounds)
+            target = _frames(sounds, hop_length, hop_length, 0) @ basis.T
+            signal = hidden[:, : num_bands + 1] if is_first else _difference(hidden)
+            weight = _fit_transposed(layer, signal, target * (LINEAR / target.std()))
+            weight = F.pad(weight, (0, 0, 0, layer.conv.out_channels // 2 - weight.shape[1]))
+            weight = torch.cat([weight, -weight], dim=1)
+            unused = layer.conv.in_channels - len(weight)
+            _set_weight(
+                layer.conv, F.pad(weight, (0, 0, 0, 0, 0, unused)) if is_first else torch.cat([weight, -weight])
+            )
+            is_first = False
+        elif isinstance(layer, EncodecConv1d):
+            weight = _fit_convolution(layer, _difference(hidden), sounds.mT)
+            _set_weight(layer.conv, torch.cat([weight, -weight], dim=1))
         elif not isinstance(layer, nn.ELU):
             _quieten(layer)
         hidden = layer(hidden)
 
 
-def _start_synthesis(
-    layer: nn.Module, hidden: torch.Tensor, target: torch.Tensor, is_first: bool, is_last: bool
-) -> None:
-    """Least squares from a frame of `(batch_size, channels, frames)` to what belongs to it of the target."""
+def _start_amplitudes(layer: EncodecConv1d, mean: torch.Tensor, std: torch.Tensor, loudest: torch.Tensor) -> None:
+    """
+    From latents to half their levels below the loudest one, whose exponential is an amplitude; and a channel that is
+    always 1. What is left stays as it is, and isn't heard.
+    """
     conv = layer.conv
-    kernel_size, stride = conv.kernel_size[0], conv.stride[0]
-    signal = hidden if is_first else _difference(hidden)
-    inputs = _surroundings(signal, layer) if is_last else _patches(signal, 1)
-    fit = _least_squares(inputs, _patches(target, stride))
-    weight = conv.weight.new_zeros(signal.shape[1], target.shape[1], kernel_size)
-    if is_last:
-        weight[:] = fit.unflatten(0, (signal.shape[1], kernel_size)).transpose(1, 2)
-    else:
-        weight[..., _own_taps(layer)] = fit.unflatten(1, (target.shape[1], stride))
-    if not is_first:
-        weight = torch.cat([weight, -weight])
-    if not is_last:
-        weight = torch.cat([weight, -weight], dim=1)
-    _set_weight(conv, weight if isinstance(conv, nn.ConvTranspose1d) else weight.transpose(0, 1))
+    num_bands = len(mean)
+    weight = conv.weight.clone()
+    weight[: num_bands + 1] = 0
+    weight[:num_bands, :num_bands, _own_taps(layer)] = torch.eye(num_bands).to(weight)[..., None] * std / 2
+    _set_weight(conv, weight)
+    conv.bias[:num_bands] = (mean - loudest) / 2
+    conv.bias[num_bands] = 1.0
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
 
 
 def _quieten(layer: EncodecResnetBlock | EncodecLSTM) -> None:
@@ -211,36 +345,102 @@ def _own_taps(layer: nn.Module) -> slice:
     return slice(padding - after, padding - after + stride)
 
 
+def _inputs(layer: EncodecConv1d, signal: torch.Tensor) -> torch.Tensor:
+    """What the kernel sees of `(batch_size, channels, length)`: `(batch_size, frames, channels, kernel_size)`."""
+    kernel_size, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+    before = _own_taps(layer).start
+    return F.pad(signal, (before, kernel_size - stride - before)).unfold(2, kernel_size, stride).transpose(1, 2)
+
+
 def _difference(hidden: torch.Tensor) -> torch.Tensor:
     """elu(u) - elu(-u) of pairs `(batch_size, 2 · channels, length)`, as an ELU has left them."""
     first, second = hidden.chunk(2, dim=1)
     return first - second
 
 
-def _patches(signal: torch.Tensor, length: int) -> torch.Tensor:
-    """`(batch_size · frames, channels · length)` of `(batch_size, channels, frames · length)`."""
-    return signal.unflatten(2, (-1, length)).transpose(1, 2).flatten(2).flatten(0, 1)
+def _paired(weight: torch.Tensor) -> torch.Tensor:
+    """A convolution `(out, in, kernel_size)` that sees differences of pairs, and yields pairs."""
+    weight = torch.cat([weight, -weight], dim=1)
+    return torch.cat([weight, -weight])
 
 
-def _surroundings(signal: torch.Tensor, layer: EncodecConv1d) -> torch.Tensor:
-    """As [`_patches`], but all that the layer's kernel sees around each sample; beyond the ends there are zeros."""
-    kernel_size, before = layer.conv.kernel_size[0], _own_taps(layer).start
-    padded = F.pad(signal, (before, kernel_size - 1 - before))
-    return padded.unfold(2, kernel_size, 1).transpose(1, 2).flatten(2).flatten(0, 1)
+def _frames(sounds: torch.Tensor, hop_length: int, length: int, start: int) -> torch.Tensor:
+    """`(batch_size, frames, length)` of `(batch_size, 1, num_samples)`, each from `start` samples before its hop."""
+    return F.pad(sounds[:, 0], (start, length - hop_length - start)).unfold(1, length, hop_length)
 
 
-def _principal_components(patches: torch.Tensor, count: int) -> torch.Tensor:
-    """`(count, dim)`, the strongest first; random directions where there are more than dimensions."""
-    covariance = patches.double().T @ patches.double() / len(patches)
-    components = torch.linalg.eigh(covariance).eigenvectors.flip(1).T[:count].to(patches.dtype)
-    extra = torch.randn(count - len(components), patches.shape[1]).to(patches)
-    return torch.cat([components, F.normalize(extra, dim=1)])
+def _dct(length: int, count: int) -> torch.Tensor:
+    """The lowest `count` components of the orthonormal DCT-II, `(count, length)`."""
+    angles = math.pi / length * (torch.arange(length) + 0.5) * torch.arange(count)[:, None]
+    basis = math.sqrt(2 / length) * angles.cos()
+    basis[0] /= math.sqrt(2)
+    return basis
 
 
-def _least_squares(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-    """W of `inputs @ W ≈ outputs`, `(input_dim, output_dim)`."""
-    dtype = inputs.dtype
-    inputs, outputs = inputs.double(), outputs.double()
-    power = inputs.T @ inputs
-    power.diagonal().add_(NOISE_SHARE * power.diagonal().mean())
-    return torch.linalg.solve(power, inputs.T @ outputs).to(dtype)
+def _mdct(hop_length: int, count: int) -> torch.Tensor:
+    """The lowest `count` components of the orthonormal MDCT with a sine window, `(count, 2 · hop_length)`."""
+    time = torch.arange(2 * hop_length) + 0.5
+    angles = math.pi / hop_length * (time + hop_length / 2) * (torch.arange(count)[:, None] + 0.5)
+    return math.sqrt(2 / hop_length) * (math.pi * time / (2 * hop_length)).sin() * angles.cos()
+
+
+def _groups(num_bins: int, num_groups: int, sampling_rate: int) -> torch.Tensor:
+    """
+    Averages `(num_bins, num_groups)` of bins that share the frequencies up to Nyquist. Groups are spaced as on
+    Slaney's mel scale; one that is narrower than a bin takes from the two nearest.
+    """
+    resolution = 8
+    triangles = melscale_fbanks(
+        resolution * num_bins + 1, 0.0, sampling_rate / 2, num_groups, sampling_rate, norm=None, mel_scale="slaney"
+    )
+    centres = torch.arange(len(triangles)) / resolution @ triangles / triangles.sum(0)
+    widths = (triangles.sum(0) / resolution).clamp_min(1.0)
+    groups = (1 - (torch.arange(num_bins)[:, None] + 0.5 - centres).abs() / widths).clamp_min(0)
+    return groups / groups.sum(0)
+
+
+def _quantiles(values: torch.Tensor, shares: tuple[float, ...]) -> torch.Tensor:
+    """Quantiles `(len(shares), channels)` of `(count, channels)`, of some thousands of the values."""
+    some = values[:: max(1, len(values) // 4000)]
+    return torch.quantile(some, torch.tensor(shares).to(some), dim=0).clamp_min(1e-6)
+
+
+def _fit_convolution(layer: EncodecConv1d, signal: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Least squares from `(batch_size, in, length)` to `(batch_size, frames, out)`: `(out, in, kernel_size)`."""
+    fit = _least_squares(lambda part: _inputs(layer, part).flatten(2), signal, target)
+    return fit.T.unflatten(1, (signal.shape[1], layer.conv.kernel_size[0]))
+
+
+def _fit_transposed(layer: EncodecConvTranspose1d, signal: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The same for a transposed convolution, whose overlapping taps are fitted together: `(in, out, kernel_size)`."""
+    kernel_size, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+    start, num_channels = _own_taps(layer).start, signal.shape[1]
+    weight = signal.new_zeros(num_channels, target.shape[2], kernel_size)
+    for phase in range(stride):
+        taps = {frame: start + phase - frame * stride for frame in (-1, 0, 1)}
+        taps = {frame: tap for frame, tap in taps.items() if 0 <= tap < kernel_size}
+        fit = _least_squares(partial(_neighbours, frames=list(taps)), signal, target[:, phase::stride])
+        weight[..., list(taps.values())] = torch.stack(fit.split(num_channels), dim=-1)
+    return weight
+
+
+def _neighbours(signal: torch.Tensor, frames: list[int]) -> torch.Tensor:
+    """Each frame's neighbours at these distances, -1 to 1: `(batch_size, length, len(frames) · channels)`."""
+    shifted = F.pad(signal, (1, 1)).unfold(2, signal.shape[2], 1)
+    return torch.cat([shifted[:, :, frame + 1].mT for frame in frames], dim=-1)
+
+
+def _least_squares(
+    features: Callable[[torch.Tensor], torch.Tensor], signal: torch.Tensor, target: torch.Tensor, noise: float = NOISE
+) -> torch.Tensor:
+    """
+    W of `features(signal) @ W ≈ target`, `(input_dim, output_dim)`; features are `(batch_size, frames, input_dim)`,
+    and made of so few sounds at a time that memory is no matter.
+    """
+    power = cross = 0
+    for part, wanted in zip(signal.split(BATCH_SIZE), target.split(BATCH_SIZE), strict=True):
+        inputs = features(part).flatten(0, 1).double()
+        power = power + inputs.T @ inputs
+        cross = cross + inputs.T @ wanted.flatten(0, 1).double()
+    power.diagonal().add_(noise * power.diagonal().mean())
+    return torch.linalg.solve(power, cross).to(signal.dtype)

@@ -33,8 +33,6 @@ from .sampling import ExampleStream, ValidationSet
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 DISCRIMINATOR_OPTIMIZER_FILE = "discriminator_optimizer.safetensors"
-# sounds that data-dependent initialisation looks at
-NUM_INITIALIZING = 128
 # sounds of the validation set that are reconstructed to be listened to
 NUM_HEARD = 3
 
@@ -108,7 +106,7 @@ class SatStage:
         self.wave_loss = WAVE_LOSSES[args.wave_loss]
         if args.data_dependent_init and args.model_name_or_path is None:
             # every process on the same sounds, so that all of them start alike
-            initialize_from_data(self.codec, self._read(range(NUM_INITIALIZING)))
+            initialize_from_data(self.codec, self._read(range(self._num_start_examples)))
         self.model, self.optimizer = self._prepare(SatForTraining(self.codec))
         if discriminator is not None:
             self.discriminator_model, self.discriminator_optimizer = self._prepare(discriminator)
@@ -161,9 +159,13 @@ class SatStage:
             for group in getattr(self, name).param_groups:
                 group["lr"] = rate * factor
 
+    @property
+    def _num_start_examples(self) -> int:
+        return self.args.codebook_start_examples or self.stream.global_batch_size
+
     def _start_codebooks(self, step: int) -> None:
         """k-means from this step's examples, or from more: a coarse scale has few vectors per sound."""
-        count = self.args.codebook_start_examples or self.stream.global_batch_size
+        count = self._num_start_examples
         first = step * self.stream.global_batch_size
         self.codec.start_codebooks(self._read(self.stream.share_of(range(first, first + count))))
         # as if one batch had been counted, so that the moving averages forget the start at their normal pace
