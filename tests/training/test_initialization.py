@@ -33,12 +33,12 @@ def autoencode(codec: SatModel, sounds: torch.Tensor) -> torch.Tensor:
     return codec.decoder(codec.quantizer.project_out(latents).transpose(1, 2))
 
 
-def error(codec: SatModel, delay: int = 0) -> float:
-    """Of the levels of bands and frames, in their variance, in sounds that it has never heard."""
+def error(codec: SatModel) -> float:
+    """In the levels of bands and frames, of their variance: what a vocoder makes of sounds never heard is wanted."""
     sounds = chords(16, seed=1)
     with torch.no_grad():
-        wanted, levels = VOCODER.levels(sounds), VOCODER.levels(autoencode(codec, sounds))
-    wanted, levels = wanted[..., : wanted.shape[2] - delay], levels[..., delay:]
+        wanted = VOCODER.levels(VOCODER.synthesize(VOCODER.levels(sounds)))
+        levels = VOCODER.levels(autoencode(codec, sounds))
     return float((levels - wanted).square().mean() / wanted.var())
 
 
@@ -47,41 +47,35 @@ def error(codec: SatModel, delay: int = 0) -> float:
     [
         {},
         {"upsampling_ratios": [5, 4, 4, 4]},
+        {"use_causal_conv": True},
+        {"use_causal_conv": True, "trim_right_ratio": 0.5},
         {"use_conv_shortcut": False, "num_residual_layers": 2},
         {"num_lstm_layers": 2},
         {"hidden_size": 40},
         {"codebook_dim": 40},
     ],
 )
-def test_untrained_codec_passes_on_the_levels_of_what_it_has_never_heard(options):
-    assert error(started(**options)) < 0.25
-
-
-@pytest.mark.parametrize("trim_right_ratio", [1.0, 0.5])
-def test_causal_codec_does_so_later(trim_right_ratio):
-    """Its frames end where others have their middle."""
-    codec = started(use_causal_conv=True, trim_right_ratio=trim_right_ratio)
-    errors = [error(codec, delay) for delay in range(3)]
-    assert min(errors) < 0.3
-    assert errors[0] > min(errors)
+def test_untrained_codec_is_a_vocoder(options):
+    assert error(started(**options)) < 0.2
 
 
 def test_narrow_latents_tell_fewer_bands_apart():
     wide, narrow = error(started()), error(started(codebook_dim=8))
-    assert wide < narrow < 1
+    assert 2 * wide < narrow < 1
 
 
 def test_channel_vocoder_keeps_levels():
-    sounds = chords(8, seed=0)
-    levels = VOCODER.levels(sounds)
-    assert levels.shape == (8, 32, 30)
+    """Of noise, since what is faint beside something loud is drowned by the neighbouring bands."""
+    noise = 0.1 * torch.randn(8, 1, 9600, generator=torch.Generator().manual_seed(0))
+    levels = VOCODER.levels(noise)
     again = VOCODER.levels(VOCODER.synthesize(levels))
-    assert ((again - levels).square().mean() / levels.var()).item() < 0.1
-    # a sine of amplitude 0.1 has a power of 0.01 in the middle of a band, as this module counts it
-    time = torch.arange(9600) / 24_000
-    sine = 0.1 * torch.sin(2 * math.pi * 3000 * time)[None, None]
-    assert VOCODER.levels(sine).exp().sum(1)[0, 15].item() == pytest.approx(0.01, rel=0.8)
-    assert VOCODER.levels(0 * sine).exp().max().item() == pytest.approx(4e-8)
+    assert levels.shape == (8, 32, 30)
+    torch.testing.assert_close(again.mean(2), levels.mean(2), atol=1.0, rtol=0)
+
+
+def test_silence_has_a_level():
+    levels = VOCODER.levels(torch.zeros(1, 1, 9600))
+    torch.testing.assert_close(levels.exp(), torch.full((1, 32, 30), 4e-8))
 
 
 def test_every_scale_reaches_the_decoder():

@@ -190,13 +190,22 @@ class AarStage:
         total = 0.0
         for index, batch in enumerate(micro_batches):
             with self._accumulating(is_last=index == len(micro_batches) - 1):
-                loss = self.model(**self._on_device(batch["inputs"])).loss
+                loss = self._loss(self._on_device(batch["inputs"]))
                 self.accelerator.backward(loss / len(micro_batches))
             total = total + loss.detach() / len(micro_batches)
         norm = take_step(self.accelerator, self.optimizer, self.model.parameters(), self.loop_args.max_grad_norm)
         if self.average is not None:
             self.average.update()
         return {"loss": total, "grad_norm": norm}
+
+    def _loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The model's own, over tokens; or the mean over scales of each scale's mean."""
+        if self.args.loss_average == "tokens":
+            return self.model(**inputs).loss
+        codes = self._codes(inputs)
+        logits = self.model(**inputs).logits
+        losses, _, counts = scale_sums(logits, codes, self.generator.config.codec_config.scales).unbind(1)
+        return (losses / counts).mean().to(logits.dtype)
 
     def _set_schedules(self, step: int) -> None:
         rate = self.loop_args.learning_rate * learning_rate_factor(self.loop_args, step, self.max_steps)

@@ -215,6 +215,7 @@ AAR_RULES = {
     "ema_decay": optional(SHARE_BELOW_ONE),
     "prompts": optional((lambda values: is_list(values, TEXT[0]) and len(values) > 0, "a list of texts")),
     "attn_implementation": one_of("eager", "sdpa", "flex_attention"),
+    "loss_average": one_of("tokens", "scales"),
 }
 
 
@@ -228,6 +229,9 @@ class AarArguments:
     token_cache: str | None = option("Tokens of the training split; without them training reads audio.", None)
     validation_token_cache: str | None = option("Tokens of the validation split.", None)
     conditioner: str | None = option("Folder or repository of the CLAP model that sounds are conditioned by.", None)
+    loss_average: str = option(
+        "What the loss is a mean of: `tokens`, or `scales`, of which the coarse ones have few tokens.", "tokens"
+    )
     weight_decay: float = option("Weight decay in the first step.", 0.05)
     final_weight_decay: float = option("Weight decay in the last step.", 0.0)
     adam_betas: list[float] = option("AdamW's decay rates.", [0.9, 0.95])

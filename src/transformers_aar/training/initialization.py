@@ -400,9 +400,13 @@ def _groups(num_bins: int, num_groups: int, sampling_rate: int) -> torch.Tensor:
 
 
 def _quantiles(values: torch.Tensor, shares: tuple[float, ...]) -> torch.Tensor:
-    """Quantiles `(len(shares), channels)` of `(count, channels)`, of some thousands of the values."""
+    """
+    Quantiles `(len(shares), channels)` of some thousands of the values `(count, channels)`: -60 dB below the mean at
+    least, since values that are 0 half of the time are still to be told apart.
+    """
     some = values[:: max(1, len(values) // 4000)]
-    return torch.quantile(some, torch.tensor(shares).to(some), dim=0).clamp_min(1e-6)
+    least = 1e-3 * some.mean(0).clamp_min(1e-3)
+    return torch.maximum(torch.quantile(some, torch.tensor(shares).to(some), dim=0), least)
 
 
 def _fit_convolution(layer: EncodecConv1d, signal: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
