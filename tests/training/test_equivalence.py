@@ -111,8 +111,8 @@ def test_the_small_recipe(tmp_path, sat_options):
 
 @pytest.mark.slow
 def test_two_processes_and_accumulation_train_the_generator_alike(tmp_path, aar_options):
-    """Conditioning dropout and stochastic depth included, and the average of the weights."""
-    chosen = aar_options | {"max_steps": NUM_STEPS}
+    """Conditioning dropout and stochastic depth included, the average of the weights, and that of the scales' losses."""
+    chosen = aar_options | {"max_steps": NUM_STEPS, "loss_average": "scales"}
     whole = train("aar", chosen, tmp_path / "whole", 1, 1)
     assert any(name.startswith("average") for name in whole.tensors)
     divided = train("aar", chosen, tmp_path / "divided", 2, 1)
