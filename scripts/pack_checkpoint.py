@@ -1,6 +1,6 @@
 """
-Makes a trained generator ready for the package: weights in fp16 but for codebooks and head, no training statistics, no
-copy of the code, the sampling defaults that suit it, and a card with the figures of its evaluation.
+Makes a trained generator ready for the package: the transformer's weights in fp16, no training statistics, no copy of
+the code, the sampling defaults that suit it, and a card with the figures of its evaluation.
 
     python scripts/pack_checkpoint.py --generator runs/aar_small/final --output_dir runs/packed
     python scripts/evaluate_sat.py --model runs/packed --output_dir reports/sat …
@@ -71,7 +71,8 @@ def main(args: PackArguments) -> None:
     folder, figures = Path(args.output_dir), read_figures(args.reports)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files already: name a new or an empty folder.")
-    model = AarForConditionalGeneration.from_pretrained(args.generator, dtype=torch.float16)
+    model = AarForConditionalGeneration.from_pretrained(args.generator, dtype=torch.float32)
+    model.model.half()  # the codec stays: what a vocoder's decoder adds up cancels out, and rounding would be heard
     sampling = {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
     model.generation_config = GenerationConfig(do_sample=True, num_windows=1, **sampling)
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,8 @@ def test_what_is_packed(generator_dir, tmp_path):
         assert not [name for name in weights.keys() if name.endswith("codebook_sum")]
         assert weights.get_tensor("codec_model.quantizer.codebook").dtype == torch.float32
         assert weights.get_tensor("model.label_embeddings.weight").dtype == torch.float16
+        encoder = [name for name in weights.keys() if name.startswith("codec_model.encoder")]
+        assert encoder and all(weights.get_tensor(name).dtype == torch.float32 for name in encoder)
     card = (folder / "README.md").read_text()
     assert "| mel distance of held-out sounds' reconstructions | 7.123 (7 to 7.25) |" in card
     assert "It is a test." in card and "seconds" not in card

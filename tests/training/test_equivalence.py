@@ -111,7 +111,7 @@ def test_the_small_recipe(tmp_path, sat_options):
 
 @pytest.mark.slow
 def test_two_processes_and_accumulation_train_the_generator_alike(tmp_path, aar_options):
-    """Conditioning dropout and stochastic depth included, the average of the weights, and that of the scales' losses."""
+    """Conditioning dropout and stochastic depth included, averages of weights and of the losses of scales, too."""
     chosen = aar_options | {"max_steps": NUM_STEPS, "loss_average": "scales"}
     whole = train("aar", chosen, tmp_path / "whole", 1, 1)
     assert any(name.startswith("average") for name in whole.tensors)

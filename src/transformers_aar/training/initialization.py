@@ -32,7 +32,7 @@ from transformers.models.encodec.modeling_encodec import (
     EncodecResnetBlock,
 )
 
-from ..modeling_sat import SatModel
+from ..modeling_sat import SatModel, at_least_fp32
 
 NUM_BANDS = 64
 # Power of a band that counts as silence, -74 dB.
@@ -73,9 +73,7 @@ class ChannelVocoder:
         self.starts = starts
         self.window = torch.hann_window(2 * hop_length)
         # half as far apart as the window resolves, so that every band has some
-        self.filters = melscale_fbanks(
-            2 * hop_length + 1, 0.0, sampling_rate / 2, num_bands, sampling_rate, norm=None, mel_scale="slaney"
-        )
+        self.filters = _triangles(2 * hop_length + 1, num_bands, sampling_rate)
         harmonics = self.filters[::4]
         number = torch.arange(len(harmonics))
         phases = torch.rand(len(harmonics), generator=torch.Generator().manual_seed(0))
@@ -87,7 +85,7 @@ class ChannelVocoder:
     def levels(self, sounds: torch.Tensor) -> torch.Tensor:
         """Natural logarithms of power `(batch_size, num_bands, frames)` in sounds `(batch_size, 1, num_samples)`."""
         frames = _frames(sounds, self.hop_length, 2 * self.hop_length, self.starts[0]) * self.window.to(sounds)
-        spectrum = torch.fft.rfft(frames.float(), 4 * self.hop_length).abs() / (self.hop_length / 2)
+        spectrum = torch.fft.rfft(at_least_fp32(frames), 4 * self.hop_length).abs() / (self.hop_length / 2)
         filters = self.filters.to(spectrum)
         return (spectrum.square() @ (filters / filters.sum(0)) + FLOOR).log().mT.to(sounds.dtype)
 
@@ -101,8 +99,8 @@ class ChannelVocoder:
 
     def sines(self, count: int) -> torch.Tensor:
         """`(2 · count, 2 · hop_length)`, cosines and sines in the middle of the lowest bands, with the window."""
-        bins = torch.arange(len(self.filters))
-        centres = (self.filters.T @ bins.float() / self.filters.sum(0))[:count, None]
+        bins = torch.arange(len(self.filters)).to(self.filters)
+        centres = (self.filters.T @ bins / self.filters.sum(0))[:count, None]
         angles = 2 * math.pi * centres * torch.arange(2 * self.hop_length) / (4 * self.hop_length)
         return torch.cat([angles.cos(), angles.sin()]) * self.window
 
@@ -384,16 +382,21 @@ def _mdct(hop_length: int, count: int) -> torch.Tensor:
     return math.sqrt(2 / hop_length) * (math.pi * time / (2 * hop_length)).sin() * angles.cos()
 
 
+def _triangles(num_bins: int, num_bands: int, sampling_rate: int) -> torch.Tensor:
+    """Filters `(num_bins, num_bands)` of bands on Slaney's mel scale, 1 in the middle of each."""
+    nyquist = sampling_rate / 2
+    filters = melscale_fbanks(num_bins, 0.0, nyquist, num_bands, sampling_rate, norm=None, mel_scale="slaney")
+    return filters.to(torch.get_default_dtype())
+
+
 def _groups(num_bins: int, num_groups: int, sampling_rate: int) -> torch.Tensor:
     """
     Averages `(num_bins, num_groups)` of bins that share the frequencies up to Nyquist. Groups are spaced as on
     Slaney's mel scale; one that is narrower than a bin takes from the two nearest.
     """
     resolution = 8
-    triangles = melscale_fbanks(
-        resolution * num_bins + 1, 0.0, sampling_rate / 2, num_groups, sampling_rate, norm=None, mel_scale="slaney"
-    )
-    centres = torch.arange(len(triangles)) / resolution @ triangles / triangles.sum(0)
+    triangles = _triangles(resolution * num_bins + 1, num_groups, sampling_rate)
+    centres = torch.arange(len(triangles)).to(triangles) @ triangles / triangles.sum(0) / resolution
     widths = (triangles.sum(0) / resolution).clamp_min(1.0)
     groups = (1 - (torch.arange(num_bins)[:, None] + 0.5 - centres).abs() / widths).clamp_min(0)
     return groups / groups.sum(0)
