@@ -1,6 +1,6 @@
 """
 Makes a trained generator ready for the package: the transformer's weights in fp16, no training statistics, no copy of
-the code, the sampling defaults that suit it, and a card with the figures of its evaluation.
+the code, the sampling defaults that suit it, and a card with the figures and pictures of its evaluation.
 
     python scripts/pack_checkpoint.py --generator runs/aar_small/final --output_dir runs/packed
     python scripts/evaluate_sat.py --model runs/packed --output_dir reports/sat …
@@ -11,6 +11,7 @@ Options may also stand in a YAML file, named first.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from transformers_aar.training.runs import run_script
 RULES = {
     **dict.fromkeys(("generator", "output_dir"), TEXT),
     **dict.fromkeys(("training_data", "limits"), optional(TEXT)),
-    "reports": TEXTS,
+    **dict.fromkeys(("reports", "pictures"), TEXTS),
     "guidance_scale": NUMBER_FROM_ZERO,
     "temperature": POSITIVE_NUMBER,
     "top_k": COUNT,
@@ -59,6 +60,7 @@ class PackArguments:
     top_k: int = option("The same.", 900)
     top_p: float = option("The same.", 0.95)
     reports: list[str] = option("Folders of evaluations of what was packed, for the card.", [])
+    pictures: list[str] = option("PNG files for the end of the card, which are named for what they show.", [])
     training_data: str | None = option("For the card: what the model was trained on.", None)
     limits: str | None = option("For the card: what the model can't do.", None)
 
@@ -69,6 +71,9 @@ class PackArguments:
 def main(args: PackArguments) -> None:
     logging.set_verbosity_error()
     folder, figures = Path(args.output_dir), read_figures(args.reports)
+    for picture in args.pictures:
+        if Path(picture).suffix != ".png" or not Path(picture).is_file():
+            raise ValueError(f"{picture} is no PNG file: name pictures that exist.")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files already: name a new or an empty folder.")
     model = AarForConditionalGeneration.from_pretrained(args.generator, dtype=torch.float32)
@@ -77,11 +82,21 @@ def main(args: PackArguments) -> None:
     model.generation_config = GenerationConfig(do_sample=True, num_windows=1, **sampling)
     folder.mkdir(parents=True, exist_ok=True)
     write_model_card(model, folder, training_data=args.training_data, evaluation=figures or None, limits=args.limits)
+    add_pictures(folder, [Path(picture) for picture in args.pictures])
     model.save_pretrained(folder)
     AarProcessor.from_pretrained(args.generator).save_pretrained(folder)
     slim_down(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size / 1e6:.1f} MB")
+
+
+def add_pictures(folder: Path, pictures: list[Path]) -> None:
+    """Copies pictures beside the card, and shows them at its end."""
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        for picture in pictures:
+            shutil.copyfile(picture, folder / picture.name)
+            caption = picture.stem.replace("_", " ").capitalize()
+            card.write(f"\n\n## {caption}\n\n![{caption}]({picture.name})")
 
 
 def read_figures(reports: list[str]) -> dict[str, str]:

@@ -18,12 +18,12 @@ from transformers_aar.data.synthetic_audioset import write_audioset
 from transformers_aar.evaluation.sound_classifier import SoundClassifier
 from transformers_aar.training.losses import MelLoss
 
-NUM_CROPS = 60
+NUM_CROPS = 50
 
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crops `(60, 1, 24000)` of single events and their labels, from the split that the card's figures are of."""
+    """Crops `(50, 1, 24000)` of single events and their labels, from the split that the card's figures are of."""
     folder = tmp_path_factory.mktemp("sounds")
     write_audioset(folder, hours=0.003, eval_hours=0.15, audio_format="flac")
     events = single_events(load_audio_dataset("eval", folder), 1.0)
@@ -59,7 +59,7 @@ def test_size_and_contents(model):
 
 @torch.no_grad()
 def test_reconstructions_are_what_the_card_says(model, classifier, held_out):
-    """Within what sixty sounds can tell."""
+    """Within what fifty sounds can tell."""
     sounds, labels = held_out
     assert (classifier.predict(sounds[:, 0]) == labels).float().mean() > 0.95
     codec = model.codec_model

@@ -31,7 +31,9 @@ def test_what_is_packed(generator_dir, tmp_path):
     (tmp_path / "report").mkdir()
     figures = {"mel_distance": {"value": 7.1234567, "low": 7.0, "high": 7.25}, "seconds_per_clip": {"value": 1.0}}
     (tmp_path / "report" / "report.json").write_text(json.dumps({"figures": figures}))
-    finished = pack(generator_dir, tmp_path, temperature=0.5, reports=tmp_path / "report", limits="It is a test.")
+    (tmp_path / "loss_curve.png").write_bytes(b"PNG")
+    options = {"temperature": 0.5, "reports": tmp_path / "report", "limits": "It is a test."}
+    finished = pack(generator_dir, tmp_path, pictures=tmp_path / "loss_curve.png", **options)
     assert finished.status == 0, finished.stderr
 
     folder = tmp_path / "packed"
@@ -45,6 +47,8 @@ def test_what_is_packed(generator_dir, tmp_path):
     card = (folder / "README.md").read_text()
     assert "| mel distance of held-out sounds' reconstructions | 7.123 (7 to 7.25) |" in card
     assert "It is a test." in card and "seconds" not in card
+    assert card.endswith("## Loss curve\n\n![Loss curve](loss_curve.png)")
+    assert (folder / "loss_curve.png").read_bytes() == b"PNG"
 
     packed, original = AutoModel.from_pretrained(folder), AutoModel.from_pretrained(generator_dir)
     assert packed.dtype == torch.float32 and packed.generation_config.temperature == 0.5
@@ -62,6 +66,10 @@ def test_mistakes(generator_dir, tmp_path):
     assert finished.status == 1
     assert finished.stderr.splitlines()[-1].startswith(f"Error: {tmp_path / 'packed'} holds files already")
     assert [path.name for path in (tmp_path / "packed").iterdir()] == ["mine.txt"]
+
+    finished = pack(generator_dir, tmp_path, output_dir=tmp_path / "new", pictures=tmp_path / "none.png")
+    assert finished.status == 1 and "none.png is no PNG file" in finished.stderr.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
 
     finished = pack(tmp_path / "nowhere", tmp_path, output_dir=tmp_path / "new")
     assert finished.status == 1 and finished.stderr.splitlines()[-1].startswith("Error: ")
