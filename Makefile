@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	@echo "Generated sounds (WAV) and pictures (PNG): $(CURDIR)/demo"
 	@echo "The same sounds through the codec:         $(CURDIR)/demo/reconstructed"
 
-# An hour and a half on two cores. Stopped and started again, it goes on.
+# About two hours on two cores. Stopped and started again, it goes on.
 reproduce: $(INSTALLED)
 	$(BIN)/python scripts/reproduce_claims.py scripts/configs/claims.yaml --output_dir runs/claims
 

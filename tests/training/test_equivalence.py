@@ -98,7 +98,7 @@ def test_the_small_recipe(tmp_path, sat_options):
     """Everything that it does besides; the adversary joins later."""
     chosen = sat_options | {
         **{"max_steps": NUM_STEPS, "codebook_start_examples": 24, "learning_rate": 1e-4},
-        **{"data_dependent_init": True, "wave_loss": "relative", "discriminator_start_step": 10},
+        **{"data_dependent_init": True, "loss_weights": '{"wave": 0.0}', "discriminator_start_step": 10},
     }
     whole = train("sat", chosen, tmp_path / "whole", 1, 1)
     assert sum(entry["revived"] for entry in whole.records[0]) > 5

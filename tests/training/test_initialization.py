@@ -101,6 +101,19 @@ def test_what_cannot_start_so(options):
         initialize_from_data(SatModel(SatConfig(**SMALL | options)), chords(4, seed=0))
 
 
+@pytest.mark.parametrize(
+    "options", [{"num_filters": 2}, {"hidden_size": 2}, {"num_filters": 2, "upsampling_ratios": [20, 16]}]
+)
+def test_codecs_too_small_to_be_good_start_all_the_same(options):
+    with torch.no_grad():
+        assert autoencode(started(**options), chords(2, seed=1)).isfinite().all()
+
+
+def test_bands_that_no_frame_could_tell_apart():
+    with pytest.raises(ValueError, match="can't tell 32 bands of 24000 Hz apart"):
+        ChannelVocoder(24_000, 16, 32, (8, 8))
+
+
 @pytest.mark.parametrize("options", [{}, {"codebook_dim": 16}])
 def test_variance_of_what_is_quantized(options):
     """The commitment loss is measured in it."""

@@ -180,6 +180,7 @@ class AarStage:
             "mixed_precision": self.loop_args.mixed_precision,
             "num_examples": len(self.stream.dataset),
             "weight_decay": self.args.weight_decay,
+            "loss_average": self.args.loss_average,
             "codec": self.generator.codec_model.fingerprint(),
         }
 
@@ -200,9 +201,9 @@ class AarStage:
 
     def _loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The model's own, over tokens; or the mean over scales of each scale's mean."""
+        codes = self._codes(inputs)
         if self.args.loss_average == "tokens":
             return self.model(**inputs).loss
-        codes = self._codes(inputs)
         logits = self.model(**inputs).logits
         losses, _, counts = scale_sums(logits, codes, self.generator.config.codec_config.scales).unbind(1)
         return (losses / counts).mean().to(logits.dtype)

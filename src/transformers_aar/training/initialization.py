@@ -18,6 +18,7 @@ Residual branches start small, and φ starts as the identity. Nothing of this is
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -115,7 +116,8 @@ def initialize_from_data(codec: SatModel, input_values: torch.Tensor) -> None:
         input_values (`torch.Tensor` of shape `(batch_size, 1, num_samples)`): hundreds of sounds, whole hops long.
 
     Raises:
-        ValueError: for stereo, an odd number of filters, a single stride, and group norm, whose layers aren't linear.
+        ValueError: for stereo, an odd number of filters, a single stride, frames too short for as many bands as
+            latents, and group norm, whose layers aren't linear.
     """
     config = codec.config
     wanted = {
@@ -139,7 +141,8 @@ def initialize_from_data(codec: SatModel, input_values: torch.Tensor) -> None:
     first = next(layer for layer in decoder if isinstance(layer, EncodecConvTranspose1d))
     last = [layer for layer in encoder if isinstance(layer, EncodecConv1d)][-2]
     starts = tuple(_own_taps(layer).start * config.hop_length // layer.conv.stride[0] for layer in (last, first))
-    num_bands = min(config.hidden_size, config.codebook_dim, NUM_BANDS)
+    # one more channel of the decoder is a constant
+    num_bands = min(config.hidden_size, config.codebook_dim, NUM_BANDS, first.conv.in_channels - 1)
     vocoder = ChannelVocoder(config.sampling_rate, config.hop_length, num_bands, starts)
     levels = torch.cat([vocoder.levels(sounds) for sounds in input_values.split(BATCH_SIZE)])
     mean, std = levels.mean((0, 2)), levels.std()
@@ -233,6 +236,8 @@ def _saturate(layer: EncodecLSTM, hidden: torch.Tensor) -> None:
     size = lstm.hidden_size
     for parameter in lstm.parameters():
         parameter.zero_()
+    if count == 0:
+        return
     (quantile,) = _quantiles(hidden.abs().mT.flatten(0, 1), (LOW_QUANTILE,))
     for number in range(lstm.num_layers):
         bias = getattr(lstm, f"bias_ih_l{number}")
@@ -385,7 +390,14 @@ def _mdct(hop_length: int, count: int) -> torch.Tensor:
 def _triangles(num_bins: int, num_bands: int, sampling_rate: int) -> torch.Tensor:
     """Filters `(num_bins, num_bands)` of bands on Slaney's mel scale, 1 in the middle of each."""
     nyquist = sampling_rate / 2
-    filters = melscale_fbanks(num_bins, 0.0, nyquist, num_bands, sampling_rate, norm=None, mel_scale="slaney")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="At least one mel filterbank")  # which is an error here
+        filters = melscale_fbanks(num_bins, 0.0, nyquist, num_bands, sampling_rate, norm=None, mel_scale="slaney")
+    if not filters.any(0).all():
+        raise ValueError(
+            f"`data_dependent_init` can't tell {num_bands} bands of {sampling_rate} Hz apart in frames this short: "
+            "give `upsampling_ratios` a larger product and a smaller first one, or fewer latents."
+        )
     return filters.to(torch.get_default_dtype())
 
 

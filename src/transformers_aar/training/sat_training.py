@@ -16,7 +16,7 @@ from ..modeling_sat import SatModel
 from .arguments import LoopArguments, SatArguments
 from .checkpoints import load_optimizer_state, optimizer_state
 from .discriminators import AudioDiscriminator
-from .initialization import initialize_from_data
+from .initialization import NUM_FITTED, initialize_from_data
 from .loop import learning_rate_factor, take_step
 from .losses import (
     WAVE_LOSSES,
@@ -106,7 +106,7 @@ class SatStage:
         self.wave_loss = WAVE_LOSSES[args.wave_loss]
         if args.data_dependent_init and args.model_name_or_path is None:
             # every process on the same sounds, so that all of them start alike
-            initialize_from_data(self.codec, self._read(range(self._num_start_examples)))
+            initialize_from_data(self.codec, self._read(range(max(NUM_FITTED, self._num_start_examples))))
         self.model, self.optimizer = self._prepare(SatForTraining(self.codec))
         if discriminator is not None:
             self.discriminator_model, self.discriminator_optimizer = self._prepare(discriminator)
