@@ -25,7 +25,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchaudio.functional import melscale_fbanks
+from torchaudio.functional import create_dct, melscale_fbanks
 from transformers.models.encodec.modeling_encodec import (
     EncodecConv1d,
     EncodecConvTranspose1d,
@@ -193,7 +193,8 @@ def _start_transform(
     conv = layer.conv
     start, hop_length = _own_taps(layer).start * hop_length, hop_length * conv.stride[0]
     num_pairs = conv.out_channels // 2
-    basis = (_mdct if is_loud else _dct)(hop_length, min(num_pairs, hop_length)).to(sounds)
+    count = min(num_pairs, hop_length)
+    basis = (_mdct(hop_length, count) if is_loud else create_dct(count, hop_length, "ortho").T).to(sounds)
     target = _frames(sounds, hop_length, basis.shape[1], start if is_loud else 0) @ basis.T
     weight = _fit_convolution(layer, _difference(hidden), target)
     sizes = target.abs().mean((0, 1)) / LOUD if is_loud else target.std() / LINEAR
@@ -278,8 +279,8 @@ def _start_decoder(
             _start_amplitudes(layer, mean, std, levels.max())
         elif isinstance(layer, EncodecConvTranspose1d):
             hop_length //= layer.conv.stride[0]
-            basis = _dct(hop_length, min(hop_length, layer.conv.out_channels // 2)).to(sounds)
-            target = _frames(sounds, hop_length, hop_length, 0) @ basis.T
+            basis = create_dct(min(hop_length, layer.conv.out_channels // 2), hop_length, "ortho").to(sounds)
+            target = _frames(sounds, hop_length, hop_length, 0) @ basis
             signal = hidden[:, : num_bands + 1] if is_first else _difference(hidden)
             weight = _fit_transposed(layer, signal, target * (LINEAR / target.std()))
             weight = F.pad(weight, (0, 0, 0, layer.conv.out_channels // 2 - weight.shape[1]))
@@ -370,14 +371,6 @@ def _paired(weight: torch.Tensor) -> torch.Tensor:
 def _frames(sounds: torch.Tensor, hop_length: int, length: int, start: int) -> torch.Tensor:
     """`(batch_size, frames, length)` of `(batch_size, 1, num_samples)`, each from `start` samples before its hop."""
     return F.pad(sounds[:, 0], (start, length - hop_length - start)).unfold(1, length, hop_length)
-
-
-def _dct(length: int, count: int) -> torch.Tensor:
-    """The lowest `count` components of the orthonormal DCT-II, `(count, length)`."""
-    angles = math.pi / length * (torch.arange(length) + 0.5) * torch.arange(count)[:, None]
-    basis = math.sqrt(2 / length) * angles.cos()
-    basis[0] /= math.sqrt(2)
-    return basis
 
 
 def _mdct(hop_length: int, count: int) -> torch.Tensor:
