@@ -79,7 +79,7 @@ def describe_sampling(model: AarForConditionalGeneration, sampling: SamplingArgu
     names = ("guidance_scale", "temperature", "top_k", "top_p")
     options = {name: getattr(model.generation_config, name) for name in names} | sampling.generation_options()
     conditioned_by = "prompts" if sampling.prompts or sampling.num_per_label else "held-out sounds"
-    return {"conditioned by": conditioned_by} | options
+    return {"conditioned by": conditioned_by} | options | {"int8": sampling.int8}
 
 
 if __name__ == "__main__":

@@ -274,13 +274,13 @@ def test_saving_again_gives_identical_files(saved, name, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_tensor_survives(saved, name, dtype):
-    """Parameters and buffers, saved ones or not, come back as they were; quantizer and head stay fp32."""
+    """All parameters and buffers come back as they were; quantizer, head and a generator's codec stay fp32."""
     expected = tensors_of(saved[name].model)
     loaded = tensors_of(AutoModel.from_pretrained(saved[name].folder, dtype=dtype))
     assert loaded.keys() == expected.keys()
     kept = 0
     for key, tensor in expected.items():
-        is_kept = "quantizer." in key or key.startswith("lm_head.")
+        is_kept = "quantizer." in key or key.startswith(("lm_head.", "codec_model."))
         kept += is_kept
         if tensor.is_floating_point() and not is_kept:
             tensor = tensor.to(dtype)

@@ -1,5 +1,6 @@
 """AarForConditionalGeneration: what sees what, what is trained, how it is loaded, and what it is conditioned on."""
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from transformers_aar import AarConfig, AarForConditionalGeneration
 from transformers_aar.generation_aar import AarCacheLayer
-from transformers_aar.modeling_aar import AarLinear
+from transformers_aar.linear_aar import AarLinear
 
 SCALES = [1, 2, 4, 6]
 VARIANTS = [(adaln, qk_norm) for adaln in ("per_block", "shared", "none") for qk_norm in (True, False)]
@@ -243,12 +244,17 @@ def test_gradient_checkpointing(build_generator, inputs, use_reentrant):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(saved, generator, inputs, dtype):
-    """Loaded by `dtype=`, blocks are short, head and codebooks fp32, and logits fp32 and near the full ones."""
+    """Loaded by `dtype=`, blocks are short, head and codec fp32, and logits fp32 and near the full ones."""
     model = AarForConditionalGeneration.from_pretrained(saved, dtype=dtype).eval()
     assert model.dtype == dtype
     assert {parameter.dtype for parameter in model.model.parameters()} == {dtype}
-    assert model.lm_head.weight.dtype == model.codec_model.quantizer.codebook.dtype == torch.float32
+    for module in (model, model.to(dtype), copy.deepcopy(generator).to(dtype)):
+        assert {parameter.dtype for parameter in module.codec_model.parameters()} == {torch.float32}
+        assert module.lm_head.weight.dtype == torch.float32 and module.dtype == dtype
     assert torch.equal(model.lm_head.weight, generator.lm_head.weight)
+    assert torch.equal(
+        model.codec_model.decoder.layers[0].conv.bias, generator.codec_model.decoder.layers[0].conv.bias
+    )
     logits = model(**inputs).logits
     assert logits.dtype == torch.float32
     expected = generator(**inputs).logits

@@ -13,12 +13,14 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.encodec.modeling_encodec import EncodecDecoder, EncodecEncoder
 from transformers.utils import ModelOutput
 
 from .configuration_aar import AarConfig
 from .configuration_sat import SatConfig
 from .generation_aar import AarGenerationMixin
-from .modeling_sat import AtLeastFp32, SatModel, SharingMixin, at_least_fp32
+from .linear_aar import AarInt8Linear, AarLinear, AarOutputProjection, has_int8_products, quantize_linears
+from .modeling_sat import AtLeastFp32, SatModel, SharingMixin, at_least_fp32, specialize
 
 
 @dataclass
@@ -83,47 +85,6 @@ def drop_path(hidden_states: torch.Tensor, rate: float, draws: torch.Tensor | No
     return hidden_states * keep[:, None, None].to(hidden_states.dtype) / (1 - rate)
 
 
-def _fusible_dtypes() -> tuple[torch.dtype, ...]:
-    """What this processor's oneDNN multiplies, adds a bias to and puts through a GELU, all in one pass."""
-    # the operator is the compiler's, and may be absent
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return ()
-    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
-
-
-_FUSIBLE_DTYPES = _fusible_dtypes()
-
-
-class AarLinear(nn.Linear):
-    """
-    Linear layer that takes its GELU along where a CPU's kernel can. PyTorch's own GELU of the tanh kind takes a tenth
-    of the time of the product before it, and in the product nearly none; and MKL, which PyTorch multiplies fp32 with,
-    needs up to twice as long as oneDNN for the few rows of a coarse scale. docs/performance.md has the figures.
-    """
-
-    def forward(self, hidden_states: torch.Tensor, with_gelu: bool = False) -> torch.Tensor:
-        """`(…, in_features)` → `(…, out_features)`, through a GELU (tanh) if wanted."""
-        if self._is_fusible(hidden_states):
-            activation = "gelu" if with_gelu else "none"
-            return torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, self.bias, activation, [], "tanh")
-        hidden_states = super().forward(hidden_states)
-        return F.gelu(hidden_states, approximate="tanh") if with_gelu else hidden_states
-
-    def _is_fusible(self, hidden_states: torch.Tensor) -> bool:
-        """The kernel knows no gradients and no tensors but plain ones; and it must be the faster one."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return False
-        if type(hidden_states) is not torch.Tensor or type(self.weight) is not nn.Parameter:
-            return False
-        if hidden_states.device.type != "cpu" or hidden_states.dtype not in _FUSIBLE_DTYPES:
-            return False
-        if hidden_states.dtype != self.weight.dtype or self.in_features < 256:
-            return False
-        num_rows = hidden_states.numel() // self.in_features
-        return hidden_states.dtype == torch.bfloat16 or 2 < num_rows <= 256
-
-
 class AarModulation(nn.Linear):
     """Linear layer from the conditioning to the gains, scales and shifts of an adaptive norm."""
 
@@ -134,10 +95,6 @@ class AarModulation(nn.Linear):
     def forward(self, conditioning: torch.Tensor) -> torch.Tensor:
         """`(batch_size, hidden_size)` → `(batch_size, num_parts, hidden_size)`."""
         return super().forward(conditioning).unflatten(-1, (self.num_parts, -1))
-
-
-class AarOutputProjection(AarLinear):
-    """Last layer of a residual branch; a class of its own because it starts smaller, the deeper the model."""
 
 
 class AarAttention(nn.Module):
@@ -341,11 +298,16 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
     input_modalities = ("text", "audio")
     supports_gradient_checkpointing = True
     _no_split_modules = ["AarLayer", "AarEmbeddings", "SatModel"]
-    _keep_in_fp32_modules_strict = ["lm_head"]
+    _keep_in_fp32_modules_strict = ["lm_head", "codec_model.encoder", "codec_model.decoder"]
     _keys_to_ignore_on_load_missing = SatModel._keys_to_ignore_on_load_missing
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = True
+
+    def save_pretrained(self, save_directory, **kwargs):
+        if any(isinstance(module, AarInt8Linear) for module in self.modules()):
+            raise ValueError("int8 weights aren't saved: save the model as it was before `to_int8`.")
+        super().save_pretrained(save_directory, **kwargs)
 
     def get_input_embeddings(self) -> None:
         """There is no table of tokens: what is put in are the codec's vectors, projected."""
@@ -535,10 +497,18 @@ class AarModel(AarPreTrainedModel):
         return self.norm(hidden_states, prepared["norm_input"], prepared["norm_modulation"])
 
 
+class WideEncoder(AtLeastFp32, EncodecEncoder):
+    """A generator's encoder; see [`WideDecoder`]."""
+
+
+class WideDecoder(AtLeastFp32, EncodecDecoder):
+    """A generator's decoder: fp32 whatever the generator's dtype, since rounding to 8 or 11 bits can be heard."""
+
+
 class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
     """
     The complete generator: conditioner, transformer, head, and the codec that turns codes into sound. Codec and
-    conditioner are frozen and stay in evaluation mode.
+    conditioner are frozen and stay in evaluation mode. In half precision codec and head stay in fp32.
 
     Example:
 
@@ -556,6 +526,8 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
     def __init__(self, config: AarConfig):
         super().__init__(config)
         self.codec_model = SatModel(config.codec_config)
+        specialize(self.codec_model.encoder, WideEncoder)
+        specialize(self.codec_model.decoder, WideDecoder)
         self.conditioner = None if config.conditioner_config is None else ClapModel(config.conditioner_config)
         self.model = AarModel(config)
         self.lm_head = AarHead(config.hidden_size, config.codec_config.codebook_size)
@@ -567,6 +539,11 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
             do_sample=True, guidance_scale=guidance_scale, top_k=900, top_p=0.95, temperature=1.0, num_windows=1
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the blocks."""
+        return self.model.dtype
+
     def _freeze_sub_models(self) -> None:
         for module in (self.codec_model, self.conditioner):
             if module is not None:
@@ -576,6 +553,25 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         super().train(mode)
         self._freeze_sub_models()
         return self
+
+    def to_int8(self) -> "AarForConditionalGeneration":
+        """
+        Puts 8-bit integers in the place of the blocks' weights, which speeds up generation on a CPU. Logits change by
+        some per cent; docs/performance.md says what that costs, and what it gains. There is no way back: the model can
+        neither be trained nor saved afterwards.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: on another device than a CPU, or where the processor has no 8-bit products (VNNI).
+        """
+        if self.device.type != "cpu":
+            raise ValueError(f"int8 weights are for CPUs, and this model is on {self.device}: move it first.")
+        if not has_int8_products():
+            raise ValueError("This processor, or this PyTorch, can't multiply 8-bit integers: leave out `to_int8`.")
+        quantize_linears(self.model.layers)
+        return self.requires_grad_(False).eval()
 
     @classmethod
     def from_sub_models_pretrained(

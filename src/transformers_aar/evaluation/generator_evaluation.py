@@ -41,6 +41,9 @@ class SamplingArguments:
     temperature: float | None = option("Below 1 keeps to what is likely.", None)
     top_k: int | None = option("Most likely codes to choose from; 0: all.", None)
     top_p: float | None = option("Probability of the codes to choose from.", None)
+    unguided_scales: int | None = option("So many of the last scales aren't guided.", None)
+    max_scales: int | None = option("Stop after so many scales.", None)
+    int8: bool = option("Multiply 8-bit integers, on a CPU.", False)
 
     def __post_init__(self):
         rules = {
@@ -50,12 +53,14 @@ class SamplingArguments:
             "temperature": POSITIVE_NUMBER,
             "top_k": COUNT,
             "top_p": number_between(0, 1),
+            "unguided_scales": COUNT,
+            "max_scales": POSITIVE_INTEGER,
         }
         check_fields(self, {name: optional(rule) for name, rule in rules.items()})
 
     def generation_options(self) -> dict[str, float | int]:
         """What `generate` is given."""
-        names = [each.name for each in fields(self) if each.name not in ("prompts", "num_per_label")]
+        names = [each.name for each in fields(self) if each.name not in ("prompts", "num_per_label", "int8")]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -90,7 +95,7 @@ class GeneratorEvaluation:
         accelerator (`Accelerator`): the processes.
 
     Raises:
-        ValueError: for prompts that the model doesn't know.
+        ValueError: for prompts that the model doesn't know, and for `int8` where there are no such products.
     """
 
     def __init__(
@@ -115,6 +120,8 @@ class GeneratorEvaluation:
         self.usage = CodebookUsage(codec_config.scales, codec_config.codebook_size, accelerator.device)
         if sampling.prompts:
             processor(sampling.prompts)  # refuses unknown labels before anything is measured
+        if sampling.int8:
+            model.to_int8()
 
     # --- held-out sounds ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,106 @@
+"""The linear layers of AAR's blocks: with the kernels that CPUs are fastest with, and with int8 weights."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def _fusible_dtypes() -> tuple[torch.dtype, ...]:
+    """What this processor's oneDNN multiplies, adds a bias to and puts through a GELU, all in one pass."""
+    # the operator is the compiler's, and may be absent
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return ()
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
+
+
+_FUSIBLE_DTYPES = _fusible_dtypes()
+
+
+class AarLinear(nn.Linear):
+    """
+    Linear layer that takes its GELU along where a CPU's kernel can. PyTorch's own GELU of the tanh kind takes a tenth
+    of the time of the product before it, and in the product nearly none; and MKL, which PyTorch multiplies fp32 with,
+    needs up to twice as long as oneDNN for the few rows of a coarse scale. docs/performance.md has the figures.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, with_gelu: bool = False) -> torch.Tensor:
+        """`(…, in_features)` → `(…, out_features)`, through a GELU (tanh) if wanted."""
+        if self._is_fusible(hidden_states):
+            activation = "gelu" if with_gelu else "none"
+            return torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, self.bias, activation, [], "tanh")
+        hidden_states = super().forward(hidden_states)
+        return F.gelu(hidden_states, approximate="tanh") if with_gelu else hidden_states
+
+    def _is_fusible(self, hidden_states: torch.Tensor) -> bool:
+        """The kernel knows no gradients and no tensors but plain ones; and it must be the faster one."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return False
+        if type(hidden_states) is not torch.Tensor or type(self.weight) is not nn.Parameter:
+            return False
+        if hidden_states.device.type != "cpu" or hidden_states.dtype not in _FUSIBLE_DTYPES:
+            return False
+        if hidden_states.dtype != self.weight.dtype or self.in_features < 256:
+            return False
+        num_rows = hidden_states.numel() // self.in_features
+        return hidden_states.dtype == torch.bfloat16 or 2 < num_rows <= 256
+
+
+class AarOutputProjection(AarLinear):
+    """Last layer of a residual branch; a class of its own because it starts smaller, the deeper the model."""
+
+
+class AarInt8Linear(AarLinear):
+    """
+    Linear layer whose products are of 8-bit integers: weights with a scale for each output, and inputs with one for
+    each row, which is found anew in each call ("dynamic quantization"). For CPUs, and without gradients.
+
+    Args:
+        linear ([`AarLinear`]): the layer that it takes the place of.
+    """
+
+    def __init__(self, linear: AarLinear):
+        nn.Module.__init__(self)  # there are no weights of the usual kind
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
+        weight = linear.weight.detach().float()
+        scales = _largest(weight) / 127
+        # in the kernel's own layout, which no other code can read
+        self.packed = torch.ops.onednn.qlinear_prepack((weight / scales).round().to(torch.int8), None)
+        self.scales = scales.flatten()
+        self.zero_points = torch.zeros(self.out_features, dtype=torch.long)
+
+    def forward(self, hidden_states: torch.Tensor, with_gelu: bool = False) -> torch.Tensor:
+        """As [`AarLinear`], in any dtype."""
+        if hidden_states.device.type != "cpu":
+            raise ValueError("int8 weights are for CPUs: load the model anew to use it on another device.")
+        rows = hidden_states.float()
+        scales = _largest(rows) / 127
+        # signed integers have a kernel that takes minutes, so that 128 stands for 0
+        quantized = (rows / scales).round_().add_(128).to(torch.uint8)
+        output = torch.ops.onednn.qlinear_pointwise(
+            *(quantized, 1.0, 128, self.packed, self.scales, self.zero_points, None),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+        output = output * scales if self.bias is None else torch.addcmul(self.bias.float(), output, scales)
+        output = F.gelu(output, approximate="tanh") if with_gelu else output
+        return output.to(hidden_states.dtype)
+
+
+def _largest(rows: torch.Tensor) -> torch.Tensor:
+    """Largest magnitude in each row, `(…, 1)`; more than 0."""
+    return rows.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny * 127)
+
+
+def has_int8_products() -> bool:
+    """Whether this processor multiplies 8-bit integers (VNNI; without it sums would overflow), and PyTorch knows."""
+    return torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
+def quantize_linears(module: nn.Module) -> None:
+    """Puts an [`AarInt8Linear`] in the place of every [`AarLinear`] in a module on a CPU."""
+    for name, child in module.named_children():
+        if isinstance(child, AarLinear) and not isinstance(child, AarInt8Linear):
+            setattr(module, name, AarInt8Linear(child))
+        else:
+            quantize_linears(child)

@@ -1,0 +1,116 @@
+"""int8 weights: what they change of products and sounds, and what a model can't do any more."""
+
+import pytest
+import torch
+
+from transformers_aar import modeling_aar
+from transformers_aar.linear_aar import AarInt8Linear, AarLinear, has_int8_products
+
+needs_kernel = pytest.mark.skipif(not has_int8_products(), reason="this processor has no 8-bit products")
+
+
+def relative_error(values: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((values.double() - expected).norm() / expected.norm()).item()
+
+
+@needs_kernel
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_gelu", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_are_nearly_the_same(dtype, with_gelu, has_bias):
+    """Eight bits for each factor leave an error of about one per cent, whatever the sizes of rows and outputs."""
+    torch.manual_seed(0)
+    layer = AarLinear(256, 64, bias=has_bias).requires_grad_(False)
+    layer.weight.mul_(torch.logspace(-3, 1, 64)[:, None])
+    inputs = (torch.randn(2, 9, 256) * torch.logspace(-2, 2, 9)[:, None]).to(dtype)
+    output = AarInt8Linear(layer)(inputs, with_gelu)
+    expected = layer.double()(inputs.double(), with_gelu)
+    assert output.dtype == dtype and output.shape == (2, 9, 64)
+    for row in range(9):
+        assert 1e-4 < relative_error(output[:, row], expected[:, row]) < 0.025
+
+
+@needs_kernel
+@torch.no_grad()
+def test_rows_and_zeros():
+    """A row is the same alone and among others, and zeros stay zeros."""
+    torch.manual_seed(0)
+    layer = AarInt8Linear(AarLinear(256, 64))
+    inputs = torch.randn(7, 256) * torch.logspace(-2, 2, 7)[:, None]
+    inputs[3] = 0
+    together = layer(inputs)
+    torch.testing.assert_close(torch.cat([layer(row[None]) for row in inputs]), together, atol=0, rtol=1e-6)
+    assert torch.equal(together[3], layer.bias) and together.isfinite().all()
+    empty = AarLinear(256, 64, bias=False)
+    empty.weight.zero_()
+    assert torch.equal(AarInt8Linear(empty)(inputs), torch.zeros(7, 64))
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_generator(build_generator, dtype):
+    """Logits change a little; sounds are drawn as ever, each one alike alone and among others."""
+    model = build_generator().to(dtype)
+    embeds = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    codes = torch.randint(0, 16, (3, model.config.num_slots), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(conditioning_embeds=embeds, audio_codes=codes).logits
+        assert model.to_int8() is model
+        after = model(conditioning_embeds=embeds, audio_codes=codes).logits
+    assert 1e-4 < relative_error(after, before.double()) < 0.05
+    layers = [module for module in model.modules() if isinstance(module, AarLinear)]
+    assert len(layers) == 4 * model.config.num_hidden_layers
+    assert all(isinstance(layer, AarInt8Linear) for layer in layers)
+
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in range(3)]
+
+    output = model.generate(conditioning_embeds=embeds, generator=generators(), return_dict_in_generate=True)
+    assert output.audio.shape == (3, 1, 1920) and output.audio.isfinite().all()
+    for number, generator in enumerate(generators()):
+        alone = model.generate(
+            conditioning_embeds=embeds[number : number + 1], generator=generator, return_dict_in_generate=True
+        )
+        assert torch.equal(alone.audio_codes[0], output.audio_codes[number])
+
+
+@needs_kernel
+def test_adapters_stay(build_generator):
+    """An adapter goes on adding to what the int8 layer gives."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["qkv_proj", "fc1"], init_lora_weights=False)
+    model = peft.get_peft_model(build_generator(), config).eval()
+    embeds = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    codes = torch.zeros(2, model.config.num_slots, dtype=torch.long)
+    with torch.no_grad():
+        before = model(conditioning_embeds=embeds, audio_codes=codes).logits
+        model.base_model.model.to_int8()
+        after = model(conditioning_embeds=embeds, audio_codes=codes).logits
+        with model.disable_adapter():
+            without = model(conditioning_embeds=embeds, audio_codes=codes).logits
+    assert relative_error(after, before.double()) < 0.05 < relative_error(without, before.double())
+
+
+@needs_kernel
+def test_no_way_back(build_generator, tmp_path):
+    """What would lose the weights says so, and writes nothing."""
+    model = build_generator().to_int8()
+    assert not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
+    with pytest.raises(ValueError, match="before `to_int8`"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    layer = model.model.layers[0].mlp.fc1
+    with pytest.raises(ValueError, match="load the model anew"):
+        layer(torch.zeros(1, layer.in_features, device="meta"))
+
+
+def test_where_it_is_refused(build_generator, monkeypatch):
+    """Other devices, and processors without 8-bit products; the model stays as it was."""
+    model = build_generator()
+    monkeypatch.setattr(modeling_aar, "has_int8_products", lambda: False)
+    with pytest.raises(ValueError, match="leave out `to_int8`"):
+        model.to_int8()
+    with pytest.raises(ValueError, match="on meta: move it first"):
+        model.to("meta").to_int8()
+    assert not any(isinstance(module, AarInt8Linear) for module in model.modules())
