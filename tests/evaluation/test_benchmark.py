@@ -14,9 +14,10 @@ from transformers_aar.evaluation.benchmark import Comparison, Contender, measure
 from transformers_aar.evaluation.benchmark_rows import ROWS, prepared
 from transformers_aar.evaluation.floors import Ceilings, FloorCounter
 from transformers_aar.evaluation.plain_loop import plain_generate
+from transformers_aar.linear_aar import AarInt8Linear, AarLinear, has_int8_products
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
-CEILINGS = Ceilings({torch.float32: 1e9, torch.bfloat16: 2e9}, bandwidth=1e12)
+CEILINGS = Ceilings({torch.float32: 1e9, torch.bfloat16: 2e9, torch.uint8: 4e9}, bandwidth=1e12)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,11 @@ def test_floor_knows_the_kernels_of_cpus():
         with counter:
             operation()
         assert counter.seconds == pytest.approx(seconds)
+    if has_int8_products():
+        layer, counter = AarInt8Linear(AarLinear(16, 8)), FloorCounter(CEILINGS)
+        with counter:
+            layer(torch.ones(2, 3, 16))
+        assert counter.seconds == pytest.approx(2 * 2 * 3 * 16 * 8 / 4e9)
     counter = FloorCounter(Ceilings(CEILINGS.flops, bandwidth=1.0))
     with counter:
         torch.ones(4, 8) @ torch.ones(8, 16)

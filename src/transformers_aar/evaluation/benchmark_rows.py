@@ -31,6 +31,7 @@ from transformers import (
 from ..configuration_aar import AarConfig
 from ..configuration_sat import SatConfig
 from ..data.crops import read_crop
+from ..linear_aar import has_int8_products
 from ..modeling_aar import AarForConditionalGeneration
 from ..modeling_sat import SatModel
 from ..training.arguments import read_recipe
@@ -86,6 +87,13 @@ def make_generator(setting: Setting) -> AarForConditionalGeneration:
     return model
 
 
+def generators(model: AarForConditionalGeneration) -> Iterator[tuple[str, AarForConditionalGeneration]]:
+    """The model in all dtypes that it can generate in, with names for them."""
+    yield from in_both_dtypes("generate", model)
+    if model.device.type == "cpu" and has_int8_products():
+        yield "generate, int8", copy.deepcopy(model).to_int8()
+
+
 def conditioning(model: AarForConditionalGeneration, batch_size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch_size, model.config.conditioning_dim, generator=generator).to(model.device, model.dtype)
@@ -105,7 +113,7 @@ def generate_in_batches(setting: Setting, batch_size: int, has_plain_loop: bool 
         run = partial(plain_generate, model, conditioning(model, batch_size))
         amount = batch_size * model.config.codec_config.window_length_s
         comparison.contenders.append(Contender("plain loop, fp32", run, amount))
-    for name, generator in in_both_dtypes("generate", model):
+    for name, generator in generators(model):
         comparison.contenders.append(generation(name, generator, batch_size))
     return comparison
 
@@ -154,7 +162,7 @@ def generate_windows(setting: Setting) -> Comparison:
 def generate_with_others(setting: Setting) -> Comparison:
     """Batch 1 against models that generate token by token."""
     comparison = Comparison("seconds of audio")
-    for name, model in in_both_dtypes("generate", make_generator(setting)):
+    for name, model in generators(make_generator(setting)):
         comparison.contenders.append(generation(name, model, 1))
     frames = setting.aar_config().codec_config.scales[-1]
     config = setting.aar_config(scales=[frames] * NUM_CODEBOOKS, phi_kernel_sizes=[])

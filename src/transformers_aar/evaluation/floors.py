@@ -10,6 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..linear_aar import AarInt8Linear, AarLinear, has_int8_products
+
 
 def lstm_flops(inputs: tuple, input_weight: tuple, hidden_weight: tuple, *_, factor: int = 2, **__) -> int:
     """Operations of an LSTM's layer, from the shapes of its sequence and its weights."""
@@ -42,8 +44,16 @@ ATTENTION_FLOPS = {
 }
 
 
+def int8_linear_flops(inputs: tuple, _: float, __: int, weight: tuple, *___) -> int:
+    """The same for 8-bit integers, whose weights are packed the other way round."""
+    return 2 * math.prod(inputs) * weight[1]
+
+
 # absent from builds without oneDNN
-LINEAR_FLOPS = {getattr(torch.ops.mkldnn, "_linear_pointwise", None): linear_flops}
+LINEAR_FLOPS = {
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None): linear_flops,
+    getattr(torch.ops.onednn, "qlinear_pointwise", None): int8_linear_flops,
+}
 
 
 @dataclass(frozen=True)
@@ -60,13 +70,16 @@ class Ceilings:
 
 def measure_ceilings(device: torch.device, size: int = 2048, gigabytes: float = 1.0) -> Ceilings:
     """
-    Measures products of `size` × `size` matrices in fp32 and bf16, and the reading of as many gigabytes, which must be
-    more than the processor's caches hold. The best of five each.
+    Measures products of `size` × `size` matrices in fp32, bf16 and, where the processor has them, 8-bit integers,
+    and the reading of as many gigabytes, which must be more than the processor's caches hold. The best of five each.
     """
     flops = {}
     for dtype in (torch.float32, torch.bfloat16):
         left, right = torch.randn(2, size, size, device=device).to(dtype)
         flops[dtype] = 2 * size**3 / _best_seconds(partial(torch.mm, left, right), device)
+    if device.type == "cpu" and has_int8_products():
+        layer = AarInt8Linear(AarLinear(size, size, bias=False))
+        flops[torch.uint8] = 2 * size**3 / _best_seconds(partial(layer, torch.randn(size, size)), device)
     data = torch.ones(int(gigabytes * 1e9 / 4), device=device)
     return Ceilings(flops, data.nbytes / _best_seconds(data.sum, device))
 
