@@ -11,8 +11,10 @@ coarse scales keep most of them, and no scale has to carry phases, which a gener
   but one is a magnitude m; elu(-m / q) saturates where m exceeds q, and with a few q per band a logarithm is nearly a
   weighted sum of these. Low bands are narrower than that transform resolves: sines and cosines of a whole frame, which
   the LSTM saturates, tell them apart. The last convolution is the least-squares fit from all that to the levels.
-- The decoder's first ELU turns levels into amplitudes, since elu(x) + 1 is the exponential for x < 0. The carriers are
-  harmonics of the frame rate, which go on from frame to frame without a break.
+- The decoder's first ELU turns levels into amplitudes: elu(x) - elu(x - 8) is the exponential for x < 0, but for a
+  factor of nearly 1. Its second term is almost always -1, as a constant would be; but in a channel of its own for each
+  band it cancels the first one of silence exactly, in half precision, too. The carriers are harmonics of the frame
+  rate, which go on from frame to frame without a break.
 
 Residual branches start small, and φ starts as the identity. Nothing of this is kept while the weights are trained.
 """
@@ -47,6 +49,8 @@ LOW_QUANTILE = 0.6
 LOW_SHARE = 3 / 8
 # What goes into the LSTM there is this small, so that hardly anything but what comes out of it is heard.
 LOW_INPUT = 0.05
+# Half levels this far below the loudest one aren't heard, -69 dB.
+SILENCE = 8.0
 # What residual branches and the decoder's LSTM start with, of what they start with otherwise.
 BRANCH_SHARE = 0.02
 LSTM_SHARE = 0.1
@@ -141,8 +145,7 @@ def initialize_from_data(codec: SatModel, input_values: torch.Tensor) -> None:
     first = next(layer for layer in decoder if isinstance(layer, EncodecConvTranspose1d))
     last = [layer for layer in encoder if isinstance(layer, EncodecConv1d)][-2]
     starts = tuple(_own_taps(layer).start * config.hop_length // layer.conv.stride[0] for layer in (last, first))
-    # one more channel of the decoder is a constant
-    num_bands = min(config.hidden_size, config.codebook_dim, NUM_BANDS, first.conv.in_channels - 1)
+    num_bands = min(config.hidden_size, config.codebook_dim, NUM_BANDS, first.conv.in_channels // 2)
     vocoder = ChannelVocoder(config.sampling_rate, config.hop_length, num_bands, starts)
     levels = torch.cat([vocoder.levels(sounds) for sounds in input_values.split(BATCH_SIZE)])
     mean, std = levels.mean((0, 2)), levels.std()
@@ -270,10 +273,8 @@ def _start_decoder(
 ) -> None:
     """Fits layer after layer to the cosine transforms of what shall sound, in ever shorter blocks."""
     sounds = torch.cat([vocoder.synthesize(part) for part in levels.split(BATCH_SIZE)])
-    hidden = (levels - mean[:, None]) / std
-    num_bands, hop_length = len(mean), vocoder.hop_length
-    hidden = F.pad(hidden, (0, 0, 0, layers[0].conv.in_channels - num_bands))
-    is_first = True
+    hidden, hop_length = (levels - mean[:, None]) / std, vocoder.hop_length
+    hidden = F.pad(hidden, (0, 0, 0, layers[0].conv.in_channels - len(mean)))
     for number, layer in enumerate(layers):
         if number == 0:
             _start_amplitudes(layer, mean, std, levels.max())
@@ -281,15 +282,9 @@ def _start_decoder(
             hop_length //= layer.conv.stride[0]
             basis = create_dct(min(hop_length, layer.conv.out_channels // 2), hop_length, "ortho").to(sounds)
             target = _frames(sounds, hop_length, hop_length, 0) @ basis
-            signal = hidden[:, : num_bands + 1] if is_first else _difference(hidden)
-            weight = _fit_transposed(layer, signal, target * (LINEAR / target.std()))
+            weight = _fit_transposed(layer, _difference(hidden), target * (LINEAR / target.std()))
             weight = F.pad(weight, (0, 0, 0, layer.conv.out_channels // 2 - weight.shape[1]))
-            weight = torch.cat([weight, -weight], dim=1)
-            unused = layer.conv.in_channels - len(weight)
-            _set_weight(
-                layer.conv, F.pad(weight, (0, 0, 0, 0, 0, unused)) if is_first else torch.cat([weight, -weight])
-            )
-            is_first = False
+            _set_weight(layer.conv, _paired(weight))
         elif isinstance(layer, EncodecConv1d):
             weight = _fit_convolution(layer, _difference(hidden), sounds.mT)
             _set_weight(layer.conv, torch.cat([weight, -weight], dim=1))
@@ -300,17 +295,15 @@ def _start_decoder(
 
 def _start_amplitudes(layer: EncodecConv1d, mean: torch.Tensor, std: torch.Tensor, loudest: torch.Tensor) -> None:
     """
-    From latents to half their levels below the loudest one, whose exponential is an amplitude; and a channel that is
-    always 1. What is left stays as it is, and isn't heard.
+    From latents to pairs (x, x - 8) of half their levels x below the loudest one, of which the ELU makes amplitudes.
     """
     conv = layer.conv
-    num_bands = len(mean)
-    weight = conv.weight.clone()
-    weight[: num_bands + 1] = 0
+    num_bands, num_pairs = len(mean), conv.out_channels // 2
+    weight = conv.weight.new_zeros(num_pairs, conv.in_channels, conv.kernel_size[0])
     weight[:num_bands, :num_bands, _own_taps(layer)] = torch.eye(num_bands).to(weight)[..., None] * std / 2
-    _set_weight(conv, weight)
+    _set_weight(conv, torch.cat([weight, weight]))
     conv.bias[:num_bands] = (mean - loudest) / 2
-    conv.bias[num_bands] = 1.0
+    conv.bias[num_pairs : num_pairs + num_bands] = (mean - loudest) / 2 - SILENCE
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
@@ -363,7 +356,7 @@ def _difference(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _paired(weight: torch.Tensor) -> torch.Tensor:
-    """A convolution `(out, in, kernel_size)` that sees differences of pairs, and yields pairs."""
+    """A convolution, transposed or not, that sees differences of pairs, and yields pairs."""
     weight = torch.cat([weight, -weight], dim=1)
     return torch.cat([weight, -weight])
 
