@@ -281,7 +281,7 @@ def test_other_settings_are_named(tmp_path, train):
     assert "goes on with other settings than it began with: " in finished.stderr
     for change in ("learning_rate was 0.001 and is 0.5", "max_steps was 1 and is 2", "seed was 0 and is 3"):
         assert change in finished.stderr
-    assert "wave_loss" not in finished.stderr
+    assert "mixed_precision" not in finished.stderr
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from ..configuration_sat import (
     one_of,
 )
 from .discriminators import DISCRIMINATORS
-from .losses import ADVERSARIAL_LOSSES, SAT_LOSS_WEIGHTS, WAVE_LOSSES
+from .losses import ADVERSARIAL_LOSSES, SAT_LOSS_WEIGHTS
 from .schedules import LEARNING_RATE_SCHEDULES
 
 COUNT: Rule = (
@@ -137,7 +137,6 @@ class LoopArguments:
 
 SAT_RULES = {
     "model_name_or_path": optional(TEXT),
-    "wave_loss": one_of(*WAVE_LOSSES),
     "adam_betas": BETAS,
     "discriminator_learning_rate": optional(POSITIVE_NUMBER),
     **dict.fromkeys(("discriminator_start_step", "discriminator_skip_interval"), COUNT),
@@ -155,7 +154,6 @@ class SatArguments:
     loss_weights: dict | str | None = option(
         f"JSON: weights of the losses that differ from {json.dumps(SAT_LOSS_WEIGHTS)}.", {}
     )
-    wave_loss: str = option("`l1`, or `relative`: energy of the error over that of the sound.", "l1")
     adam_betas: list[float] = option("Adam's decay rates.", [0.5, 0.9])
     discriminators: dict | str | None = option(
         f"JSON: arguments of each discriminator ({', '.join(DISCRIMINATORS)}); "

@@ -79,9 +79,8 @@ class MelLoss(nn.Module):
 def relative_error(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """Energy of the difference over that of the recording, averaged over recordings: a scalar.
 
-    A wave loss that teaches pitch within minutes, where an absolute error is drowned by the mel loss, which by itself
-    leaves noise of the right colour for a long time. Recordings below -40 dB count as if they were that loud:
-    otherwise the quietest ones, which are mostly background, would decide what is learned.
+    A figure of the validation, no loss. Recordings below -40 dB count as if they were that loud: otherwise the
+    quietest ones, which are mostly background, would decide what it is.
 
     Args:
         fake (`torch.Tensor` of shape `(batch_size, 1, num_samples)`): the reconstruction.
@@ -90,9 +89,6 @@ def relative_error(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     real = at_least_fp32(real)
     powers = real.square().mean((1, 2)).clamp(min=1e-4)
     return ((fake - real).square().mean((1, 2)) / powers).mean()
-
-
-WAVE_LOSSES = {"l1": F.l1_loss, "relative": relative_error}
 
 
 def adversarial_loss(fake_logits: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -19,7 +19,6 @@ from .discriminators import AudioDiscriminator
 from .initialization import NUM_FITTED, initialize_from_data
 from .loop import learning_rate_factor, take_step
 from .losses import (
-    WAVE_LOSSES,
     MelLoss,
     adversarial_loss,
     discriminator_loss,
@@ -103,7 +102,6 @@ class SatStage:
         self.codec = codec.to(accelerator.device).train()
         self.discriminator = discriminator
         self.mel_loss = MelLoss(self.sampling_rate).to(accelerator.device)
-        self.wave_loss = WAVE_LOSSES[args.wave_loss]
         if args.data_dependent_init and args.model_name_or_path is None:
             # every process on the same sounds, so that all of them start alike
             initialize_from_data(self.codec, self._read(range(max(NUM_FITTED, self._num_start_examples))))
@@ -128,7 +126,6 @@ class SatStage:
             "mixed_precision": self.loop_args.mixed_precision,
             "num_examples": len(self.stream.dataset),
             "loss_weights": self.args.loss_weights,
-            "wave_loss": self.args.wave_loss,
             "discriminators": self.args.discriminators,
         }
 
@@ -200,7 +197,7 @@ class SatStage:
         real_features: list[list[torch.Tensor]] | None,
     ) -> dict[str, torch.Tensor]:
         """The codec's objective, term by term."""
-        losses = {"wave": self.wave_loss(fake, real), "mel": self.mel_loss(fake, real), "commitment": commitment}
+        losses = {"wave": F.l1_loss(fake, real), "mel": self.mel_loss(fake, real), "commitment": commitment}
         if magnitudes is not None:
             if real_features is None:
                 real_features = self._judge(real).features
