@@ -12,6 +12,7 @@ import torch
 from forking import Forked, dies, read_lines, read_tensors
 from recording import leave_out_pictures, record_steps, share_lstm_storage
 
+from transformers_aar.training import sat_training
 from transformers_aar.training.aar_training import AarStage
 from transformers_aar.training.checkpoints import CheckpointFolder
 from transformers_aar.training.sat_training import SatStage
@@ -102,6 +103,22 @@ def test_killed_at_random_moments(straight, tmp_path):
         assert process.wait().status == -signal.SIGKILL
     training.finish()
     assert len(training.records()) > 12  # some steps were taken again
+    training.assert_same(straight)
+
+
+@pytest.mark.slow
+def test_the_start_is_computed_once(options, tmp_path):
+    """A run that goes on has the weights that were computed from sounds in its checkpoint."""
+    computed = options["sat"] | {"data_dependent_init": True, "max_steps": 2, "save_steps": 1}
+    straight, training = (Training("sat", computed, tmp_path / name) for name in ("straight", "training"))
+    straight.finish()
+    process = Forked("train_sat.py", training.options | {"max_minutes": 1e-6}, training.folder, leave_out_pictures)
+    assert process.wait().stdout.startswith("Stopped after step 1; ")
+
+    def refuse_to_start() -> None:
+        sat_training.initialize_from_data = None
+
+    assert training.start(refuse_to_start).wait().status == 0
     training.assert_same(straight)
 
 

@@ -184,6 +184,9 @@ class AarStage:
             "codec": self.generator.codec_model.fingerprint(),
         }
 
+    def start(self) -> None:
+        """Weights are as good before the first step as they will get."""
+
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def step(self, micro_batches: list[dict], step: int) -> dict[str, torch.Tensor]:

@@ -61,6 +61,9 @@ class Stage(Protocol):
     stream: ExampleStream
     validation_set: ValidationSet
 
+    def start(self) -> None:
+        """Does what comes before the first step; a run that goes on from a checkpoint has it behind itself."""
+
     def step(self, micro_batches: list[dict], step: int) -> dict[str, torch.Tensor]:
         """Takes an optimizer step and returns its losses, scalars of this process."""
 
@@ -298,6 +301,7 @@ def resume(
     """Brings a stage to where its checkpoint was, or leaves it at its start."""
     checkpoint = find_checkpoint(args, folder)
     if checkpoint is None:
+        stage.start()
         return Progress(max_steps=max_steps)
     before, now = checkpoint.state["recipe"], json.loads(json.dumps(stage.recipe()))
     if before.get("codec") != now.get("codec"):  # the checkpoint brings its own codec, and tokens would be another's

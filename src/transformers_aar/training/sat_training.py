@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -102,9 +103,6 @@ class SatStage:
         self.codec = codec.to(accelerator.device).train()
         self.discriminator = discriminator
         self.mel_loss = MelLoss(self.sampling_rate).to(accelerator.device)
-        if args.data_dependent_init and args.model_name_or_path is None:
-            # every process on the same sounds, so that all of them start alike
-            initialize_from_data(self.codec, self._read(range(max(NUM_FITTED, self._num_start_examples))))
         self.model, self.optimizer = self._prepare(SatForTraining(self.codec))
         if discriminator is not None:
             self.discriminator_model, self.discriminator_optimizer = self._prepare(discriminator)
@@ -128,6 +126,16 @@ class SatStage:
             "loss_weights": self.args.loss_weights,
             "discriminators": self.args.discriminators,
         }
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Encoder and decoder computed from sounds, if wanted."""
+        if not self.args.data_dependent_init or self.args.model_name_or_path is not None:
+            return
+        initialize_from_data(self.codec, self._read(range(max(NUM_FITTED, self._num_start_examples))))
+        # all processes had the same sounds, but may not round alike
+        for parameter in self.codec.parameters():
+            broadcast(parameter)
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
