@@ -18,18 +18,17 @@ from transformers.utils import logging
 
 from transformers_aar import SatModel
 from transformers_aar.configuration_sat import POSITIVE_INTEGER, check_fields, number_between
-from transformers_aar.data.audioset import load_audio_dataset
 from transformers_aar.data.token_cache import load_token_cache, read_report
 from transformers_aar.data.tokenization import write_token_cache
 from transformers_aar.evaluation.codebook_usage import CodebookUsage
 from transformers_aar.hub.conversion import load_conditioner
 from transformers_aar.hub.loading import load_codec
-from transformers_aar.training.arguments import COUNT, TEXT, option, optional
+from transformers_aar.training.arguments import COUNT, TEXT, DatasetArguments, option, optional
 from transformers_aar.training.runs import run_script
 
 RULES = {
-    **dict.fromkeys(("codec", "output_dir", "split", "audio_column"), TEXT),
-    **dict.fromkeys(("data_dir", "dataset_name", "dataset_config_name", "conditioner"), optional(TEXT)),
+    **dict.fromkeys(("codec", "output_dir", "split"), TEXT),
+    "conditioner": optional(TEXT),
     "batch_size": POSITIVE_INTEGER,
     "num_shards": optional(POSITIVE_INTEGER),
     "max_skipped_share": number_between(0, 1),
@@ -38,15 +37,11 @@ RULES = {
 
 
 @dataclass
-class TokenizeArguments:
+class TokenizeArguments(DatasetArguments):
     """Which sounds become tokens, by which models, and where."""
 
     codec: str = option("Folder or repository of a codec, or of a generator that contains one.")
     output_dir: str = option("Folder for the token cache.")
-    data_dir: str | None = option("Folder of AudioSet's clips and CSVs, or of the files of `dataset_name`.", None)
-    dataset_name: str | None = option("Any dataset with sounds that `datasets` loads, in place of AudioSet.", None)
-    dataset_config_name: str | None = option("Configuration of `dataset_name`.", None)
-    audio_column: str = option("Column that holds the sounds.", "audio")
     split: str = option("Split to tokenize.", "unbalanced_train")
     conditioner: str | None = option("Folder or repository of a CLAP model that listens to every window.", None)
     batch_size: int = option("Windows that a process encodes at once.", 32)
@@ -56,6 +51,7 @@ class TokenizeArguments:
     use_cpu: bool = option("Computes on the CPU, whatever else there is.", False)
 
     def __post_init__(self):
+        super().__post_init__()
         check_fields(self, RULES)
 
 
@@ -68,13 +64,7 @@ def main(args: TokenizeArguments) -> None:
     codec.windows_per_batch = args.batch_size
     conditioner, processor = (None, None) if args.conditioner is None else load_conditioner(args.conditioner)
     with accelerator.main_process_first():  # the others find it in the cache
-        dataset = load_audio_dataset(
-            args.split,
-            data_dir=args.data_dir,
-            dataset_name=args.dataset_name,
-            dataset_config_name=args.dataset_config_name,
-            audio_column=args.audio_column,
-        )
+        dataset = args.load(args.split)
     write_token_cache(
         dataset,
         args.output_dir,

@@ -10,11 +10,11 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..configuration_sat import POSITIVE_INTEGER, check_fields, is_list, number_between
-from ..data.audioset import label_names, load_audio_dataset
+from ..data.audioset import label_names
 from ..data.events import single_events
 from ..data.examples import CropExamples
 from ..modeling_sat import SatModel
-from ..training.arguments import COUNT, TEXT, option, optional
+from ..training.arguments import COUNT, TEXT, DatasetArguments, option, optional
 from .folders import SILENCE_PEAK
 from .listeners import Listeners, Rows
 from .reports import Report
@@ -22,8 +22,8 @@ from .reports import Report
 AT_LEAST_TWO = (lambda value: isinstance(value, int) and value >= 2, "a whole number of at least 2")
 TEXTS = (lambda values: is_list(values, TEXT[0]), "a list of texts")
 RULES = {
-    **dict.fromkeys(("model", "output_dir", "split", "audio_column"), TEXT),
-    **dict.fromkeys(("data_dir", "dataset_name", "dataset_config_name", "classifier"), optional(TEXT)),
+    **dict.fromkeys(("model", "output_dir", "split"), TEXT),
+    "classifier": optional(TEXT),
     **dict.fromkeys(("num_examples", "batch_size"), AT_LEAST_TWO),
     "embeddings": TEXTS,
     "max_skipped_share": number_between(0, 1),
@@ -33,15 +33,11 @@ RULES = {
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(DatasetArguments):
     """What is evaluated, on which sounds, and by whose ears."""
 
     model: str = option("Folder or repository of the model.")
     output_dir: str = option("Folder for the report, its pictures and its sounds.")
-    data_dir: str | None = option("Folder of AudioSet's clips and CSVs, or of the files of `dataset_name`.", None)
-    dataset_name: str | None = option("Any dataset with sounds that `datasets` loads, in place of AudioSet.", None)
-    dataset_config_name: str | None = option("Configuration of `dataset_name`.", None)
-    audio_column: str = option("Column that holds the sounds.", "audio")
     split: str = option("Held-out split.", "eval")
     single_events: bool = option("Only crops in which one event is heard alone; takes strong labels.", False)
     num_examples: int = option("Crops of held-out sounds; several of each sound, where there are fewer sounds.", 256)
@@ -59,6 +55,7 @@ class EvaluationArguments:
     use_cpu: bool = option("Computes on the CPU, whatever else there is.", False)
 
     def __post_init__(self):
+        super().__post_init__()
         check_fields(self, RULES)
 
 
@@ -93,13 +90,7 @@ class HeldOutCrops:
         needs_labels: bool = False,
     ):
         with accelerator.main_process_first():  # the others find it in the cache
-            dataset = load_audio_dataset(
-                args.split,
-                data_dir=args.data_dir,
-                dataset_name=args.dataset_name,
-                dataset_config_name=args.dataset_config_name,
-                audio_column=args.audio_column,
-            )
+            dataset = args.load(args.split)
         if args.single_events:
             dataset = single_events(dataset, duration_s)
         self._names = label_names(dataset) or []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from datasets import Dataset
 from transformers import HfArgumentParser
 
 from ..configuration_aar import AarConfig
@@ -28,6 +29,7 @@ from ..configuration_sat import (
     number_between,
     one_of,
 )
+from ..data.audioset import load_audio_dataset
 from .discriminators import DISCRIMINATORS
 from .losses import ADVERSARIAL_LOSSES, SAT_LOSS_WEIGHTS
 from .schedules import LEARNING_RATE_SCHEDULES
@@ -56,9 +58,34 @@ def option(help: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-DATA_RULES = {
-    **dict.fromkeys(("audio_column", "train_split", "validation_split"), TEXT),
+DATASET_RULES = {
+    "audio_column": TEXT,
     **dict.fromkeys(("data_dir", "dataset_name", "dataset_config_name"), optional(TEXT)),
+}
+
+
+@dataclass(kw_only=True)
+class DatasetArguments:
+    """Which sounds are read."""
+
+    data_dir: str | None = option("Folder of AudioSet's clips and CSVs, or of the files of `dataset_name`.", None)
+    dataset_name: str | None = option("Any dataset with sounds that `datasets` loads, in place of AudioSet.", None)
+    dataset_config_name: str | None = option("Configuration of `dataset_name`.", None)
+    audio_column: str = option("Column that holds the sounds.", "audio")
+
+    def __post_init__(self):
+        check_fields(self, DATASET_RULES)
+        if self.dataset_config_name is not None and self.dataset_name is None:
+            raise ValueError("`dataset_config_name` chooses among those of a `dataset_name`: give both or neither.")
+
+    def load(self, split: str) -> Dataset:
+        """A split of the dataset; see [`load_audio_dataset`]."""
+        names = (each.name for each in fields(DatasetArguments))
+        return load_audio_dataset(split, **{name: getattr(self, name) for name in names})
+
+
+DATA_RULES = {
+    **dict.fromkeys(("train_split", "validation_split"), TEXT),
     "num_validation_examples": POSITIVE_INTEGER,
     "max_skipped_share": number_between(0, 1),
     "dataloader_num_workers": COUNT,
@@ -66,13 +93,9 @@ DATA_RULES = {
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DatasetArguments):
     """Which sounds are read, and how."""
 
-    data_dir: str | None = option("Folder of AudioSet's clips and CSVs, or of the files of `dataset_name`.", None)
-    dataset_name: str | None = option("Any dataset with sounds that `datasets` loads, in place of AudioSet.", None)
-    dataset_config_name: str | None = option("Configuration of `dataset_name`.", None)
-    audio_column: str = option("Column that holds the sounds.", "audio")
     train_split: str = option("Split to train on.", "unbalanced_train")
     validation_split: str = option("Split to validate on.", "eval")
     single_events: bool = option("Only parts in which one event is heard alone; takes strong labels.", False)
@@ -81,9 +104,8 @@ class DataArguments:
     dataloader_num_workers: int = option("Processes that read sounds, per training process; 0 reads in this one.", 2)
 
     def __post_init__(self):
+        super().__post_init__()
         check_fields(self, DATA_RULES)
-        if self.dataset_config_name is not None and self.dataset_name is None:
-            raise ValueError("`dataset_config_name` chooses among those of a `dataset_name`: give both or neither.")
 
 
 LOOP_RULES = {

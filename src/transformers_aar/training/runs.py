@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..configuration_aar import AarConfig
 from ..configuration_sat import SatConfig
-from ..data.audioset import label_names, load_audio_dataset
+from ..data.audioset import label_names
 from ..data.audioset_folder import index_audioset
 from ..data.events import single_events
 from ..data.examples import CropExamples, TokenExamples
@@ -139,16 +139,7 @@ def load_splits(data: DataArguments, codec: SatModel, accelerator: Accelerator) 
         ValueError: for what isn't there, and when more clips of AudioSet's lists are missing than may be.
     """
     with accelerator.main_process_first():  # the others find them in the cache
-        splits = [
-            load_audio_dataset(
-                split,
-                data_dir=data.data_dir,
-                dataset_name=data.dataset_name,
-                dataset_config_name=data.dataset_config_name,
-                audio_column=data.audio_column,
-            )
-            for split in (data.train_split, data.validation_split)
-        ]
+        splits = [data.load(split) for split in (data.train_split, data.validation_split)]
         return [
             single_events(split, codec.config.window_length_s) if data.single_events else split for split in splits
         ]
