@@ -94,7 +94,8 @@ def _largest(rows: torch.Tensor) -> torch.Tensor:
 
 def has_int8_products() -> bool:
     """Whether this processor multiplies 8-bit integers (VNNI; without it sums would overflow), and PyTorch knows."""
-    return torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    has_kernel = torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    return has_kernel and torch.cpu._is_vnni_supported()
 
 
 def quantize_linears(module: nn.Module) -> None:
