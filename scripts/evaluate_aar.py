@@ -44,7 +44,7 @@ def main(args: EvaluationArguments, sampling: SamplingArguments) -> None:
     if accelerator.is_main_process:
         report = generator_report(evaluation, held_out, orders, generated, f"The generator of {args.model}")
         describe_evaluation(report, args, model.codec_model, crops, listeners)
-        report.settings |= describe_sampling(model, sampling)
+        report.settings |= describe_sampling(evaluation)
         illustrate_generator(report, evaluation, held_out, orders, args.num_samples, folder)
         write_report(report, folder)
         print(f"{folder / 'report.md'}: {len(orders)} generated sounds, {len(held_out['index'])} held-out ones")
@@ -74,10 +74,11 @@ def load_crops(
     return HeldOutCrops(args, accelerator, config.codec_config.window_length_s, rates, labels, is_labelled)
 
 
-def describe_sampling(model: AarForConditionalGeneration, sampling: SamplingArguments) -> dict[str, str | float]:
+def describe_sampling(evaluation: GeneratorEvaluation) -> dict[str, str | float | None]:
     """What applied when the sounds were drawn."""
-    names = ("guidance_scale", "temperature", "top_k", "top_p")
-    options = {name: getattr(model.generation_config, name) for name in names} | sampling.generation_options()
+    names = ("guidance_scale", "temperature", "top_k", "top_p", "unguided_scales", "max_scales")
+    options = {name: getattr(evaluation.generation_config, name) for name in names}
+    sampling = evaluation.sampling
     conditioned_by = "prompts" if sampling.prompts or sampling.num_per_label else "held-out sounds"
     return {"conditioned by": conditioned_by} | options | {"int8": sampling.int8}
 

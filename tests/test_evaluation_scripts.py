@@ -11,6 +11,7 @@ from forking import Finished, Forked, rank_environments
 
 from transformers_aar import AarProcessor, SatFeatureExtractor
 from transformers_aar.hub.label_tokenizer import label_tokenizer
+from transformers_aar.linear_aar import has_int8_products
 
 # long enough for spectral distances
 CODEC_FIELDS = {"window_length_s": 0.16, "scales": [1, 3, 6, 12]}
@@ -205,6 +206,18 @@ def test_sounds_for_labels(evaluations, generator_dir, ast_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_faster_sounds(evaluations, generator_dir, generator_report, tmp_path):
+    """What makes generation faster, and what it costs."""
+    options = {"max_scales": 3, "unguided_scales": 1, "int8": has_int8_products()}
+    report = evaluations.report("evaluate_aar.py", generator_dir, tmp_path, **options)
+    assert report["settings"] | options == report["settings"]
+    _, slow = generator_report
+    assert report["figures"]["forward_passes"] == 3 < slow["figures"]["forward_passes"]
+    losses = [each["figures"]["loss"]["value"] for each in (report, slow)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01) and (losses[0] != losses[1]) == has_int8_products()
+
+
+@pytest.mark.slow
 def test_sounds_like_those_that_are_held_out(evaluations, generator_dir, ast_dir, tmp_path):
     report = evaluations.report("evaluate_aar.py", generator_dir, tmp_path, embeddings=f"ast={ast_dir}")
     assert report["figures"]["kl_divergence"]["value"] > 0
@@ -232,6 +245,9 @@ def test_sounds_for_texts(evaluations, text_generator_dir, clap_dir, tmp_path):
         ("evaluate_sat.py", {"modle": "x"}, "`modle` is no option: the nearest is `model`"),
         ("evaluate_aar.py", {"prompts": "Dgo", "num_per_label": 2}, "the nearest it knows are 'Dog'"),
         ("evaluate_aar.py", {"temperature": 0}, "`temperature` must be a positive number"),
+        ("evaluate_aar.py", {"max_scales": 99}, "`max_scales` must be"),
+        ("evaluate_aar.py", {"unguided_scales": 2, "guidance_scale": 0}, "`unguided_scales` has no effect"),
+        ("evaluate_aar.py", {"dataset_config_name": "x"}, "give both or neither"),
     ],
 )
 def test_mistakes_end_in_one_sentence(evaluations, generator_dir, tmp_path, script, changed, message):

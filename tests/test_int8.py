@@ -1,5 +1,7 @@
 """int8 weights: what they change of products and sounds, and what a model can't do any more."""
 
+import copy
+
 import pytest
 import torch
 
@@ -101,8 +103,27 @@ def test_no_way_back(build_generator, tmp_path):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
     layer = model.model.layers[0].mlp.fc1
-    with pytest.raises(ValueError, match="load the model anew"):
+    with pytest.raises(ValueError, match="load the model anew to use it on another device"):
         layer(torch.zeros(1, layer.in_features, device="meta"))
+    with pytest.raises(ValueError, match="load the model anew to train it"):
+        layer(torch.zeros(1, layer.in_features, requires_grad=True))
+
+
+@needs_kernel
+@torch.no_grad()
+def test_copies(build_generator):
+    """A copy computes the same, whatever becomes of the dtype of the rest; and a second time changes nothing."""
+    model = build_generator().to_int8()
+    inputs = {
+        "conditioning_embeds": torch.randn(1, 32, generator=torch.Generator().manual_seed(0)),
+        "audio_codes": torch.zeros(1, model.config.num_slots, dtype=torch.long),
+    }
+    logits = model(**inputs).logits
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied(**inputs).logits, logits)
+    copied.bfloat16()
+    assert torch.equal(model(**inputs).logits, logits)
+    assert torch.equal(model.to_int8()(**inputs).logits, logits)
 
 
 def test_where_it_is_refused(build_generator, monkeypatch):

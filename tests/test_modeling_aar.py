@@ -264,6 +264,18 @@ def test_half_precision(saved, generator, inputs, dtype):
     assert torch.equal(model.to(dtype)(**inputs).logits, logits)
 
 
+@torch.no_grad()
+def test_the_codec_of_a_generator_stays_wide(build_generator):
+    """Its sounds and codes are those of fp32 under autocast, too."""
+    codec = build_generator().codec_model
+    sound = torch.randn(1, 1, 1920, generator=torch.Generator().manual_seed(0))
+    expected = codec(sound)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = codec(sound)
+    assert torch.equal(output.audio_codes, expected.audio_codes)
+    assert torch.equal(output.audio_values, expected.audio_values)
+
+
 def test_autocast(build_generator, inputs):
     """Training under bf16 autocast: fp32 logits, and fp32 gradients everywhere."""
     model = build_generator().train()

@@ -62,29 +62,37 @@ class AarInt8Linear(AarLinear):
     def __init__(self, linear: AarLinear):
         nn.Module.__init__(self)  # there are no weights of the usual kind
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
         weight = linear.weight.detach().float()
         scales = _largest(weight) / 127
         # in the kernel's own layout, which no other code can read
         self.packed = torch.ops.onednn.qlinear_prepack((weight / scales).round().to(torch.int8), None)
         self.scales = scales.flatten()
-        self.zero_points = torch.zeros(self.out_features, dtype=torch.long)
+        self.zero_points = scales.new_zeros(self.out_features, dtype=torch.long)
 
     def forward(self, hidden_states: torch.Tensor, with_gelu: bool = False) -> torch.Tensor:
         """As [`AarLinear`], in any dtype."""
         if hidden_states.device.type != "cpu":
             raise ValueError("int8 weights are for CPUs: load the model anew to use it on another device.")
+        if torch.is_grad_enabled() and hidden_states.requires_grad:
+            raise ValueError("int8 weights let no gradients through: load the model anew to train it.")
         rows = hidden_states.float()
         scales = _largest(rows) / 127
         # signed integers have a kernel that takes minutes, so that 128 stands for 0
-        quantized = (rows / scales).round_().add_(128).to(torch.uint8)
-        output = torch.ops.onednn.qlinear_pointwise(
-            *(quantized, 1.0, 128, self.packed, self.scales, self.zero_points, None),
-            *(1.0, 0, torch.float32, "none", [], ""),
-        )
-        output = output * scales if self.bias is None else torch.addcmul(self.bias.float(), output, scales)
+        output = self.multiply((rows / scales).round_().add_(128).to(torch.uint8))
+        output = output * scales if self.bias is None else torch.addcmul(self.bias, output, scales)
         output = F.gelu(output, approximate="tanh") if with_gelu else output
         return output.to(hidden_states.dtype)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """Whole numbers plus 128, uint8 `(…, in_features)`, times the weights: fp32 `(…, out_features)`."""
+        return torch.ops.onednn.qlinear_pointwise(
+            *(rows, 1.0, 128, self.packed, self.scales, self.zero_points, None),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+
+    def __deepcopy__(self, memo: dict) -> "AarInt8Linear":
+        return self  # nothing of it ever changes
 
 
 def _largest(rows: torch.Tensor) -> torch.Tensor:

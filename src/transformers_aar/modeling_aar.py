@@ -497,12 +497,20 @@ class AarModel(AarPreTrainedModel):
         return self.norm(hidden_states, prepared["norm_input"], prepared["norm_modulation"])
 
 
-class WideEncoder(AtLeastFp32, EncodecEncoder):
-    """A generator's encoder; see [`WideDecoder`]."""
+class WideMixin(AtLeastFp32):
+    """Keeps half of a codec in fp32, autocast or not: in a waveform, rounding to 8 or 11 bits can be heard."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return super().forward(at_least_fp32(hidden_states))
 
 
-class WideDecoder(AtLeastFp32, EncodecDecoder):
-    """A generator's decoder: fp32 whatever the generator's dtype, since rounding to 8 or 11 bits can be heard."""
+class WideEncoder(WideMixin, EncodecEncoder):
+    """A generator's encoder."""
+
+
+class WideDecoder(WideMixin, EncodecDecoder):
+    """A generator's decoder."""
 
 
 class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
@@ -558,7 +566,7 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         """
         Puts 8-bit integers in the place of the blocks' weights, which speeds up generation on a CPU. Logits change by
         some per cent; docs/performance.md says what that costs, and what it gains. There is no way back: the model can
-        neither be trained nor saved afterwards.
+        neither be trained nor saved afterwards, and `compile_config` does nothing for it.
 
         Returns:
             The model itself.

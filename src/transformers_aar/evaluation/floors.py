@@ -78,8 +78,8 @@ def measure_ceilings(device: torch.device, size: int = 2048, gigabytes: float = 
         left, right = torch.randn(2, size, size, device=device).to(dtype)
         flops[dtype] = 2 * size**3 / _best_seconds(partial(torch.mm, left, right), device)
     if device.type == "cpu" and has_int8_products():
-        layer = AarInt8Linear(AarLinear(size, size, bias=False))
-        flops[torch.uint8] = 2 * size**3 / _best_seconds(partial(layer, torch.randn(size, size)), device)
+        layer, rows = AarInt8Linear(AarLinear(size, size, bias=False)), torch.full((size, size), 129).to(torch.uint8)
+        flops[torch.uint8] = 2 * size**3 / _best_seconds(partial(layer.multiply, rows), device)
     data = torch.ones(int(gigabytes * 1e9 / 4), device=device)
     return Ceilings(flops, data.nbytes / _best_seconds(data.sum, device))
 

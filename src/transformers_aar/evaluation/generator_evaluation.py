@@ -95,7 +95,7 @@ class GeneratorEvaluation:
         accelerator (`Accelerator`): the processes.
 
     Raises:
-        ValueError: for prompts that the model doesn't know, and for `int8` where there are no such products.
+        ValueError: for prompts and settings that don't fit the model, and for `int8` where there are no such products.
     """
 
     def __init__(
@@ -120,6 +120,9 @@ class GeneratorEvaluation:
         self.usage = CodebookUsage(codec_config.scales, codec_config.codebook_size, accelerator.device)
         if sampling.prompts:
             processor(sampling.prompts)  # refuses unknown labels before anything is measured
+        # and this what the model can't generate by
+        self.generation_config = model._resolve_generation_config(None, sampling.generation_options())
+        self.scales = codec_config.scales[: self.generation_config.max_scales]
         if sampling.int8:
             model.to_int8()
 
@@ -237,7 +240,7 @@ def generator_report(
         figures |= listeners.named_rightly(rows, source)
     figures |= guess_figures(held_out) | {"entropy_of_single_codes": evaluation.usage.entropy_per_token.item()}
     figures |= {
-        "forward_passes": evaluation.model.config.codec_config.num_scales,
+        "forward_passes": len(evaluation.scales),
         "seconds_per_clip": generated["seconds"].mean().item(),
         "seconds_per_clip_alone": evaluation.seconds_alone(orders[0]),
     }
@@ -320,7 +323,9 @@ def illustrate_generator(
         if place == 0:
             stride_s = config.window_stride / config.sampling_rate
             caption = f"{title}, generated"
-            plot_token_pyramid(folder / "tokens.png", codes[0], config.scales, config.codebook_size, stride_s, caption)
+            plot_token_pyramid(
+                *(folder / "tokens.png", codes[0], evaluation.scales, config.codebook_size, stride_s, caption)
+            )
     report.samples = write_samples(samples, config.sampling_rate, folder, "sounds.png")
     report.pictures = {"sounds.png": "Generated sounds beside real ones", "tokens.png": "Codes of a generated sound"}
 

@@ -64,6 +64,7 @@ DATASET_RULES = {
 }
 
 
+# by keyword, since others that derive from it have arguments without a default
 @dataclass(kw_only=True)
 class DatasetArguments:
     """Which sounds are read."""

@@ -298,7 +298,7 @@ def write_files(accelerator: Accelerator, write: Callable[[Callable], Path], fil
 def resume(
     stage: Stage, args: LoopArguments, accelerator: Accelerator, folder: CheckpointFolder, max_steps: int
 ) -> Progress:
-    """Brings a stage to where its checkpoint was, or leaves it at its start."""
+    """Brings a stage to where its checkpoint was, or has it start."""
     checkpoint = find_checkpoint(args, folder)
     if checkpoint is None:
         stage.start()

@@ -135,7 +135,7 @@ class SatStage:
         initialize_from_data(self.codec, self._read(range(max(NUM_FITTED, self._num_start_examples))))
         # all processes had the same sounds, but may not round alike
         for parameter in self.codec.parameters():
-            broadcast(parameter)
+            parameter.copy_(broadcast(parameter.clone()))
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
