@@ -212,7 +212,7 @@ def test_faster_sounds(evaluations, generator_dir, generator_report, tmp_path):
     report = evaluations.report("evaluate_aar.py", generator_dir, tmp_path, **options)
     assert report["settings"] | options == report["settings"]
     _, slow = generator_report
-    assert report["figures"]["forward_passes"] == 3 < slow["figures"]["forward_passes"]
+    assert report["figures"]["forward_passes"]["value"] == 3 < slow["figures"]["forward_passes"]["value"]
     losses = [each["figures"]["loss"]["value"] for each in (report, slow)]
     assert losses[0] == pytest.approx(losses[1], rel=0.01) and (losses[0] != losses[1]) == has_int8_products()
 
@@ -245,7 +245,7 @@ def test_sounds_for_texts(evaluations, text_generator_dir, clap_dir, tmp_path):
         ("evaluate_sat.py", {"modle": "x"}, "`modle` is no option: the nearest is `model`"),
         ("evaluate_aar.py", {"prompts": "Dgo", "num_per_label": 2}, "the nearest it knows are 'Dog'"),
         ("evaluate_aar.py", {"temperature": 0}, "`temperature` must be a positive number"),
-        ("evaluate_aar.py", {"max_scales": 99}, "`max_scales` must be"),
+        ("evaluate_aar.py", {"max_scales": 99}, "`max_scales` must lie between 1 and 4"),
         ("evaluate_aar.py", {"unguided_scales": 2, "guidance_scale": 0}, "`unguided_scales` has no effect"),
         ("evaluate_aar.py", {"dataset_config_name": "x"}, "give both or neither"),
     ],
