@@ -78,7 +78,7 @@ class AarInt8Linear(AarLinear):
             raise ValueError("int8 weights let no gradients through: load the model anew to train it.")
         rows = hidden_states.float()
         scales = _largest(rows) / 127
-        # signed integers have a kernel that takes minutes, so that 128 stands for 0
+        # unsigned, with 128 for 0: signed integers have a slow kernel on many CPUs
         output = self.multiply((rows / scales).round_().add_(128).to(torch.uint8))
         output = output * scales if self.bias is None else torch.addcmul(self.bias, output, scales)
         output = F.gelu(output, approximate="tanh") if with_gelu else output
