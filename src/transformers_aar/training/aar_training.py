@@ -185,7 +185,7 @@ class AarStage:
         }
 
     def start(self) -> None:
-        """Weights are as good before the first step as they will get."""
+        """Nothing to do: weights start at random, or as they were loaded."""
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
