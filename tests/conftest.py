@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from host_syncs import HostSyncCounter  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -93,23 +93,6 @@ def clap_config():
         | {"projection_dim": 32},
         projection_dim=32,
     )
-
-
-class HostSyncCounter(TorchDispatchMode):
-    """Notes every operation inside the context that would make the host wait for an accelerator."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        reads = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
-        by_mask = func.overloadpacket.__name__ in ("index", "index_put", "index_put_") and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        if by_mask or func.overloadpacket.__name__ in reads:
-            self.operations.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture

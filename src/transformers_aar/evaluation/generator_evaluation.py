@@ -209,7 +209,7 @@ class GeneratorEvaluation:
 
     def generate(self, inputs: dict[str, torch.Tensor], seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Waveforms `(num_sounds, num_samples)` of one window each, and their codes."""
-        generators = [torch.Generator(self.model.device).manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         options = self.sampling.generation_options() | {"num_windows": 1, "num_return_sequences": 1}
         output = self.model.generate(**inputs, **options, generator=generators, return_dict_in_generate=True)
         return output.audio[:, 0].float(), output.audio_codes

@@ -281,11 +281,11 @@ class AarStage:
 
     @torch.no_grad()
     def sounds(self) -> dict[str, torch.Tensor]:
-        """Sounds for the prompts, drawn with the same random numbers every time."""
+        """Sounds for the prompts, drawn with the same random numbers every time and on every device."""
         if self.is_sharded:  # generation calls parts of the model by themselves, whose weights aren't there
             return {}
         titles, inputs = self._prompts()
-        generators = [torch.Generator(self.accelerator.device).manual_seed(seed) for seed in range(len(titles))]
+        generators = [torch.Generator().manual_seed(seed) for seed in range(len(titles))]
         with self._evaluating():
             waveforms = self.generator.generate(**self._on_device(inputs), generator=generators)
         return dict(zip(titles, waveforms.float().cpu()))

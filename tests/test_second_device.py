@@ -1,0 +1,212 @@
+"""
+Generation, codec, training and evaluation on a device that isn't the CPU: nothing is left behind on the CPU, results
+are the CPU's, and no number is read back where that would keep a GPU waiting.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import second_device
+import torch
+from clips import write_clips
+from forking import Forked, read_lines
+from second_device import NAME, there, waits
+from torch import nn
+
+from transformers_aar import AarPreviewStreamer
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def arrays(tensors) -> list[np.ndarray]:
+    return [tensor.detach().cpu().numpy() for tensor in tensors]
+
+
+def assert_same(one: list[np.ndarray], other: list[np.ndarray]) -> None:
+    for left, right in zip(one, other, strict=True):
+        np.testing.assert_allclose(left, right, **TOLERANCE)
+
+
+# --- the device itself
+
+
+def mix(device: str) -> None:
+    nn.Linear(4, 4).to(device)(torch.randn(2, 4))
+
+
+def read_back(device: str) -> list[str]:
+    waits.clear()
+    numbers = torch.arange(6.0, device=device)
+    assert numbers.sum().item() == 15
+    numbers[numbers > 2].cpu()
+    return list(waits)
+
+
+def learn(device: str) -> list[np.ndarray]:
+    torch.manual_seed(0)
+    layers = nn.LSTM(4, 4, num_layers=2).to(device), nn.Conv1d(4, 2, 3).to(device)
+    window = torch.hann_window(8, device=device)
+    sequence = layers[0](torch.randn(9, 3, 4).to(device))[0]
+    spectra = torch.stft(layers[1](sequence.permute(1, 2, 0)).flatten(0, 1), 8, window=window, return_complex=True)
+    spectra.abs().sum().backward()
+    return arrays([spectra.abs(), *(weight.grad for layer in layers for weight in layer.parameters())])
+
+
+def test_it_refuses_tensors_of_the_cpu():
+    with pytest.raises(RuntimeError, match="on the CPU"):
+        there(mix, NAME)
+
+
+def test_it_tells_what_waits():
+    assert there(read_back, NAME) == ["aten._local_scalar_dense.default", "aten.index.Tensor", "aten._to_copy.default"]
+
+
+def test_it_computes_what_the_cpu_does():
+    assert_same(there(learn, NAME), learn("cpu"))
+
+
+# --- models
+
+
+def generate(device: str, model, arguments: dict) -> tuple[list[np.ndarray], list[str]]:
+    """Codes, scores and sounds; and what would have waited from the first scale's pass on."""
+    model = model.to(device)
+    arguments = {name: value.to(device) if torch.is_tensor(value) else value for name, value in arguments.items()}
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    loop = model._generate_rows
+
+    def watched(*args):
+        waits.clear()
+        return loop(*args)
+
+    model._generate_rows = watched
+    output = model.generate(
+        **arguments, generator=generators, return_dict_in_generate=True, output_scores=True, output_logits=True
+    )
+    waiting = list(waits)
+    return arrays([output.audio_codes, output.audio, *output.scores, *output.logits]), waiting
+
+
+EMBEDS = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([[1], [0]])
+
+
+@pytest.mark.parametrize(
+    "fields, arguments",
+    [
+        ({}, {"conditioning_embeds": EMBEDS}),
+        ({"adaln": "shared"}, {"conditioning_embeds": EMBEDS, "num_windows": 3, "max_batch_rows": 8}),
+        ({"adaln": "none", "use_qk_norm": False}, {"conditioning_embeds": EMBEDS, "do_sample": False}),
+        ({}, {"conditioning_embeds": EMBEDS, "negative_conditioning_embeds": EMBEDS[:1]}),
+        ({}, {"conditioning_embeds": EMBEDS, "gumbel_smoothing": True}),
+        ({}, {"conditioning_embeds": EMBEDS, "unguided_scales": 2, "max_scales": 3}),
+        ({}, {"conditioning_embeds": EMBEDS, "audio_codes": torch.tensor([[[3, 1, 4]]])}),
+        ({"conditioning": "label", "labels": ["Dog", "Cat"]}, {"input_ids": LABELS}),
+        ({"conditioning": "none"}, {"input_ids": LABELS, "guidance_scale": 0.0}),
+    ],
+)
+def test_generation(build_generator, fields, arguments):
+    """A sound per generator of the CPU is the same on every device."""
+    model = build_generator(**fields)
+    results, waiting = there(generate, NAME, model, arguments)
+    assert waiting == []
+    assert_same(results, generate("cpu", model, arguments)[0])
+
+
+def preview(device: str, model) -> list[np.ndarray]:
+    sounds, model = [], model.to(device)
+    streamer = AarPreviewStreamer(model.codec_model, lambda _, sound: sounds.append(sound))
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    model.generate(conditioning_embeds=EMBEDS.to(device), streamer=streamer, generator=generators)
+    return arrays(sounds)
+
+
+def test_previews(build_generator):
+    model = build_generator()
+    assert_same(there(preview, NAME, model), preview("cpu", model))
+
+
+def code(device: str, codec) -> list[np.ndarray]:
+    codec = codec.to(device)
+    audio = torch.randn(2, 1, 5000, generator=torch.Generator().manual_seed(3)).to(device)
+    mask = (torch.arange(5000) < torch.tensor([[5000], [2500]])).long().to(device)
+    encoded = codec.encode(audio, mask)
+    coarse = codec.encode(audio, max_scales=2)
+    sounds = [codec.decode(each.audio_codes).audio_values for each in (encoded, coarse)]
+    return arrays([encoded.audio_codes, encoded.audio_codes_mask, coarse.audio_codes, *sounds])
+
+
+def test_codec(build_codec):
+    assert_same(there(code, NAME, build_codec()), code("cpu", build_codec()))
+
+
+def learn_from_raw_audio(device: str, model) -> list[np.ndarray]:
+    model = model.to(device).train()
+    audio = torch.randn(2, 1, 1920, generator=torch.Generator().manual_seed(3)).to(device)
+    draws = torch.rand(2, 5, generator=torch.Generator().manual_seed(4)).to(device)
+    output = model(conditioning_embeds=EMBEDS.to(device), input_values=audio, dropout_draws=draws)
+    output.loss.backward()
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    return arrays([output.loss, output.logits, *gradients])
+
+
+def test_teacher_forcing(build_generator):
+    model = build_generator(drop_path_rate=0.3)
+    assert_same(there(learn_from_raw_audio, NAME, model), learn_from_raw_audio("cpu", model))
+
+
+# --- scripts
+
+
+def on_second_device(script: str, options: dict, folder: Path):
+    """A script whose processes have a second device, and Accelerate put everything on it."""
+    environment = {"ACCELERATE_TORCH_DEVICE": f"{NAME}:0"}
+    return Forked(script, options, folder, prepare=second_device.start, environment=environment).wait()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("audioset")
+    write_clips(folder, "unbalanced_train", 11, strong=True)
+    write_clips(folder, "eval", 5, strong=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory, data_dir, build_codec, short_codec_fields) -> dict[str, dict]:
+    """Options of both stages in small, with everything in them that touches a device."""
+    codec_dir = tmp_path_factory.mktemp("codec")
+    build_codec().save_pretrained(codec_dir)
+    common = {
+        **{"data_dir": data_dir, "num_validation_examples": 4, "dataloader_num_workers": 0, "logging_steps": 1},
+        **{"per_device_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "report_to": "none"},
+        **{"max_steps": 2, "validation_steps": 2, "save_steps": 1, "mixed_precision": "no"},
+    }
+    codec_config = short_codec_fields | {"dead_code_threshold": 0.3, "codebook_decay": 0.8}
+    discriminators = {"stft": {"n_ffts": [256, 128], "num_filters": 2}}
+    model_config = {
+        **{"conditioning": "label", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"adaln": "shared", "drop_path_rate": 0.3, "conditioning_dropout": 0.3},
+    }
+    sat = {"codec_config": json.dumps(codec_config), "discriminators": json.dumps(discriminators)}
+    sat["data_dependent_init"] = True
+    aar = {"codec": codec_dir, "model_config": json.dumps(model_config), "ema_decay": 0.9, "loss_average": "scales"}
+    return {"sat": common | sat, "aar": common | aar}
+
+
+@pytest.mark.parametrize("stage", ["sat", "aar"])
+def test_training(tmp_path, trainings, stage):
+    """Start, steps, validation, sounds, checkpoints and going on from one; the figures are the CPU's."""
+    script, options = f"train_{stage}.py", trainings[stage]
+    here = Forked(script, options | {"output_dir": tmp_path / "here", "use_cpu": True}, tmp_path).wait()
+    assert here.status == 0, here.stderr
+    for name, given in (("stopped", {"max_minutes": 1e-6}), ("resumed", {"resume": "latest"})):
+        finished = on_second_device(script, options | {"output_dir": tmp_path / "there"} | given, tmp_path / name)
+        assert finished.status == 0, finished.stderr
+    lines = {name: read_lines(tmp_path / name / "metrics.jsonl") for name in ("here", "there")}
+    for one, other in zip(lines["here"], lines["there"], strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"seconds"}:
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
