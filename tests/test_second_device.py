@@ -14,8 +14,10 @@ from clips import write_clips
 from forking import Forked, read_lines
 from second_device import NAME, there, waits
 from torch import nn
+from transformers import AutoModel
 
-from transformers_aar import AarPreviewStreamer
+from transformers_aar import BUNDLED_CHECKPOINT, AarPreviewStreamer
+from transformers_aar.data.token_cache import load_token_cache
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -160,10 +162,16 @@ def test_teacher_forcing(build_generator):
 # --- scripts
 
 
-def on_second_device(script: str, options: dict, folder: Path):
-    """A script whose processes have a second device, and Accelerate put everything on it."""
+def on_cpu(script: str, options: dict, folder: Path) -> None:
+    finished = Forked(script, options | {"use_cpu": True}, folder).wait()
+    assert finished.status == 0, finished.stderr
+
+
+def on_second_device(script: str, options: dict, folder: Path) -> None:
+    """In a process that has one, and whose Accelerate puts everything on it."""
     environment = {"ACCELERATE_TORCH_DEVICE": f"{NAME}:0"}
-    return Forked(script, options, folder, prepare=second_device.start, environment=environment).wait()
+    finished = Forked(script, options, folder, prepare=second_device.start, environment=environment).wait()
+    assert finished.status == 0, finished.stderr
 
 
 @pytest.fixture(scope="module")
@@ -200,13 +208,39 @@ def trainings(tmp_path_factory, data_dir, build_codec, short_codec_fields) -> di
 def test_training(tmp_path, trainings, stage):
     """Start, steps, validation, sounds, checkpoints and going on from one; the figures are the CPU's."""
     script, options = f"train_{stage}.py", trainings[stage]
-    here = Forked(script, options | {"output_dir": tmp_path / "here", "use_cpu": True}, tmp_path).wait()
-    assert here.status == 0, here.stderr
+    on_cpu(script, options | {"output_dir": tmp_path / "here"}, tmp_path)
     for name, given in (("stopped", {"max_minutes": 1e-6}), ("resumed", {"resume": "latest"})):
-        finished = on_second_device(script, options | {"output_dir": tmp_path / "there"} | given, tmp_path / name)
-        assert finished.status == 0, finished.stderr
+        on_second_device(script, options | {"output_dir": tmp_path / "there"} | given, tmp_path / name)
     lines = {name: read_lines(tmp_path / name / "metrics.jsonl") for name in ("here", "there")}
     for one, other in zip(lines["here"], lines["there"], strict=True):
         assert one.keys() == other.keys()
         for name in one.keys() - {"seconds"}:
             assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["evaluate_sat.py", "evaluate_aar.py"])
+def test_evaluation(tmp_path, data_dir, script):
+    """Listeners, metrics and sounds; but for seconds and rounding the figures are the CPU's."""
+    figures = []
+    for folder, run in ((tmp_path / "here", on_cpu), (tmp_path / "there", on_second_device)):
+        options = {
+            **{"model": BUNDLED_CHECKPOINT, "data_dir": data_dir, "num_examples": 4, "batch_size": 2},
+            **{"num_samples": 1, "classifier": "bundled", "output_dir": folder / "report"},
+        }
+        run(script, options, folder)
+        figures.append(json.loads((folder / "report" / "report.json").read_text())["figures"])
+    here, there = figures
+    for name in [name for name in here if "seconds_per" not in name]:
+        assert there[name]["value"] == pytest.approx(here[name]["value"], rel=1e-2, abs=1e-3), name
+
+
+def test_tokens(tmp_path, data_dir):
+    codec = AutoModel.from_pretrained(BUNDLED_CHECKPOINT).codec_model
+    codes = []
+    for folder, run in ((tmp_path / "here", on_cpu), (tmp_path / "there", on_second_device)):
+        options = {"codec": BUNDLED_CHECKPOINT, "data_dir": data_dir, "split": "eval", "output_dir": folder / "tokens"}
+        run("tokenize_dataset.py", options, folder)
+        codes.append(np.array(load_token_cache(folder / "tokens", codec)["codes"]))
+    assert codes[0].shape == codes[1].shape
+    assert np.mean(codes[0] == codes[1]) > 0.99

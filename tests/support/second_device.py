@@ -1,7 +1,7 @@
 """
-A second device where there is none. Its tensors are computed by the CPU, but they say that they are elsewhere, and take
-part in an operation with the CPU's as little as a GPU's would. PyTorch takes it in once and for all, so that it is for
-processes of their own.
+A second device where there is none. Its tensors are computed by the CPU, but they say that they are elsewhere, and
+take part in an operation with the CPU's as little as a GPU's would. PyTorch takes it in once and for all, so that it
+is for processes of their own.
 """
 
 import multiprocessing
@@ -27,7 +27,9 @@ class SecondDeviceTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, here: torch.Tensor):
         layout = {"strides": here.stride(), "storage_offset": here.storage_offset(), "dtype": here.dtype}
-        tensor = cls._make_wrapper_subclass(cls, here.shape, **layout, device=torch.device(NAME, 0))
+        # a view of a tensor from before inference mode is none of that mode's
+        with torch.inference_mode(False):
+            tensor = cls._make_wrapper_subclass(cls, here.shape, **layout, device=torch.device(NAME, 0))
         tensor.here = here
         return tensor
 
@@ -42,6 +44,9 @@ class SecondDeviceTensor(torch.Tensor):
     def tolist(self) -> list:
         waits.append("tolist")
         return self.here.tolist()
+
+    def __format__(self, specification: str) -> str:
+        return format(self.item() if self.ndim == 0 else self.here, specification)
 
     def storage(self):
         return self.here.storage()
