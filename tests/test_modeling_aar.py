@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import ClapModel
+from transformers import AutoModel, ClapModel
 from transformers.cache_utils import Cache
 
 from transformers_aar import AarConfig, AarForConditionalGeneration
@@ -244,11 +244,12 @@ def test_gradient_checkpointing(build_generator, inputs, use_reentrant):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(saved, generator, inputs, dtype):
-    """Loaded by `dtype=`, blocks are short, head and codec fp32, and logits fp32 and near the full ones."""
+    """Loaded or made by `dtype=`, blocks are short, head and codec fp32, and logits fp32 and near the full ones."""
     model = AarForConditionalGeneration.from_pretrained(saved, dtype=dtype).eval()
     assert model.dtype == dtype
     assert {parameter.dtype for parameter in model.model.parameters()} == {dtype}
-    for module in (model, model.to(dtype), copy.deepcopy(generator).to(dtype)):
+    made = AutoModel.from_config(copy.deepcopy(generator.config), dtype=dtype)
+    for module in (model, made, model.to(dtype), copy.deepcopy(generator).to(dtype)):
         assert {parameter.dtype for parameter in module.codec_model.parameters()} == {torch.float32}
         assert module.lm_head.weight.dtype == torch.float32 and module.dtype == dtype
     assert torch.equal(model.lm_head.weight, generator.lm_head.weight)

@@ -539,6 +539,7 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         self.conditioner = None if config.conditioner_config is None else ClapModel(config.conditioner_config)
         self.model = AarModel(config)
         self.lm_head = AarHead(config.hidden_size, config.codec_config.codebook_size)
+        self._apply(lambda tensor: tensor)  # see AtLeastFp32
         self.post_init()
         self._freeze_sub_models()
         # a new object: one that was made from the config would lose its custom fields when it is reloaded

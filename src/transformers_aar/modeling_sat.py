@@ -204,7 +204,10 @@ def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class AtLeastFp32:
-    """Mixin for modules whose tensors follow the model to any device but never fall below fp32."""
+    """
+    Mixin for modules whose tensors follow the model to any device but never fall below fp32. Where PyTorch's default is
+    a shorter dtype they start in it, until anything is applied to them.
+    """
 
     def _apply(self, fn, recurse=True):
         def at_least_fp32(tensor):
@@ -499,9 +502,8 @@ class SatQuantizer(AtLeastFp32, nn.Module):
             index = scale_codes.flatten()
             counts[scale].index_add_(0, index, counts.new_ones(len(index)))
             sums[scale].index_add_(0, index, scale_vectors.flatten(0, 1))
-        samples = self._sample_vectors(pooled)
         if _is_distributed():
-            for tensor in (counts, sums, samples):
+            for tensor in (counts, sums):
                 dist.all_reduce(tensor)
 
         self.cluster_size.lerp_(counts, 1 - self.codebook_decay)
@@ -513,17 +515,20 @@ class SatQuantizer(AtLeastFp32, nn.Module):
 
         mean_size = self.cluster_size.mean(-1, keepdim=True).expand_as(self.cluster_size)
         dead = self.cluster_size < self.dead_code_threshold * mean_size
-        self.codebook.copy_(torch.where(dead[..., None], samples, self.codebook))
-        self.codebook_sum.copy_(torch.where(dead[..., None], samples * mean_size[..., None], self.codebook_sum))
-        self.cluster_size.copy_(torch.where(dead, mean_size, self.cluster_size))
+        # sampling takes the host far longer than asking; of summed counts all processes get the same answer
+        if dead.any():
+            samples = self._sample_vectors(pooled)
+            self.codebook.copy_(torch.where(dead[..., None], samples, self.codebook))
+            self.codebook_sum.copy_(torch.where(dead[..., None], samples * mean_size[..., None], self.codebook_sum))
+            self.cluster_size.copy_(torch.where(dead, mean_size, self.cluster_size))
         self.num_updates += 1
 
     def _sample_vectors(self, pooled: list[torch.Tensor]) -> torch.Tensor:
         """
         One random vector of the batch per code, `(num_scales, codebook_size, codebook_dim)`. The choice is made over
-        the batch of all processes; each process fills in the vectors that it owns and leaves zeros elsewhere. Where a
-        vector is drawn again it gets a little noise: which of two equal codes is nearer would be left to rounding, and
-        that depends on how a batch is shared by processes.
+        the batch of all processes, of which each fills in the vectors that it owns. Where a vector is drawn again it
+        gets a little noise: which of two equal codes is nearer would be left to rounding, and that depends on how a
+        batch is shared by processes.
         """
         batch_sizes = _gather(torch.tensor([len(pooled[0])], device=self.codebook.device))
         rank = dist.get_rank() if _is_distributed() else 0
@@ -540,6 +545,8 @@ class SatQuantizer(AtLeastFp32, nn.Module):
             chosen = vectors.flatten(0, 1)[index.clamp(0, len(vectors) * length - 1)]
             factors = 1 + 0.01 * noise[scale] * _is_repeated(drawn)[:, None]
             samples[scale] = chosen * owned[:, None] * factors.to(chosen)
+        if _is_distributed():
+            dist.all_reduce(samples)
         return samples
 
 
@@ -720,6 +727,7 @@ class SatModel(SatPreTrainedModel):
                 specialize(module, ChannelsLastConvTranspose1d)
             if parametrize.is_parametrized(module, "weight"):
                 module.parametrizations.weight[0] = FoldedWeightNorm()
+        self._apply(lambda tensor: tensor)  # see AtLeastFp32
         self.post_init()
 
     def encode(
