@@ -205,8 +205,8 @@ def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
 
 class AtLeastFp32:
     """
-    Mixin for modules whose tensors follow the model to any device but never fall below fp32. Where PyTorch's default is
-    a shorter dtype they start in it, until anything is applied to them.
+    Mixin for modules whose tensors follow the model to any device but never fall below fp32. Where PyTorch's default
+    is a shorter dtype they start in it, until anything is applied to them.
     """
 
     def _apply(self, fn, recurse=True):

@@ -315,6 +315,11 @@ def independent(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensors.pop(name).clone(memory_format=torch.contiguous_format) for name in list(tensors)}
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """A model without Accelerate's `torch.compile`, of the whole or of its blocks, which would show in its names."""
+    return getattr(model, "_orig_mod", model)
+
+
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     Parameters and persistent buffers on the CPU, under the names that the model has without wrappers of DDP, FSDP or
@@ -322,12 +327,12 @@ def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Every process calls it; the main process has the tensors, the others an empty dictionary.
     """
-    return independent(get_model_state_dict(model, options=FULL_STATE))
+    return independent(get_model_state_dict(uncompiled(model), options=FULL_STATE))
 
 
 def load_model_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Puts back what [`model_state`] has given, bit for bit. Every process calls it, each with the whole state."""
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+    set_model_state_dict(uncompiled(model), state, options=StateDictOptions(full_state_dict=True))
 
 
 def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
@@ -344,7 +349,7 @@ def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.T
     """
     if not optimizer.state:  # PyTorch would take a step to get one, and training would go on from there
         return {}
-    state = get_optimizer_state_dict(model, optimizer, options=FULL_STATE).get("state", {})
+    state = get_optimizer_state_dict(uncompiled(model), optimizer, options=FULL_STATE).get("state", {})
     return independent(
         {f"{parameter}.{entry}": value for parameter, entries in state.items() for entry, value in entries.items()}
     )
@@ -358,6 +363,7 @@ def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str
     Raises:
         ValueError: for a state of parameters that the optimizer doesn't have.
     """
+    model = uncompiled(model)
     # Accelerate's wrapper may leave out the step by which PyTorch lays out a new optimizer's state
     optimizer = getattr(optimizer, "optimizer", optimizer)
     if not state:
