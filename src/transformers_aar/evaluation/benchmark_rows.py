@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import soundfile
 import torch
+from accelerate.utils import compile_regions
+from torch import nn
 from torchaudio.functional import resample
 from transformers import (
     CompileConfig,
@@ -276,8 +278,16 @@ def training_step(setting: Setting, recipe: Path, batch_size: int) -> Comparison
     stage, loop, steps = make_stage(recipe, batch_size, setting.folder)
     batches = [stage.stream.read(range(batch_size))]
     numbers = itertools.cycle(steps)
-    run = lambda: stage.step(batches, next(numbers))  # noqa: E731
-    return Comparison("sounds", [Contender(f"training step, {loop.mixed_precision}", run, batch_size)])
+
+    def step_of(model: nn.Module) -> None:
+        stage.model = model
+        stage.step(batches, next(numbers))
+
+    contenders = [Contender(f"training step, {loop.mixed_precision}", partial(step_of, stage.model), batch_size)]
+    if stage.name == "aar":  # of the same weights, as `accelerate launch` would compile them
+        compiled = partial(step_of, compile_regions(stage.model))
+        contenders.append(Contender(f"compiled, {loop.mixed_precision}", compiled, batch_size, has_floor=False))
+    return Comparison("sounds", contenders)
 
 
 # --- data, import, loading -------------------------------------------------------------------------------------------
