@@ -1,4 +1,4 @@
-"""The linear layers of AAR's blocks: with the kernels that CPUs are fastest with, and with int8 weights."""
+"""The linear layers of AAR's blocks: with the kernels that CPUs are fastest with, packed, and with int8 weights."""
 
 import torch
 import torch.nn.functional as F
@@ -50,10 +50,10 @@ class AarOutputProjection(AarLinear):
     """Last layer of a residual branch; a class of its own because it starts smaller, the deeper the model."""
 
 
-class AarInt8Linear(AarLinear):
+class AarFixedLinear(AarLinear):
     """
-    Linear layer whose products are of 8-bit integers: weights with a scale for each output, and inputs with one for
-    each row, which is found anew in each call ("dynamic quantization"). For CPUs, and without gradients.
+    Base of layers that hold their weights in the layout of a CPU's kernels, which no other code can read. They take
+    the place of others for good: there are no gradients, no other devices and no files.
 
     Args:
         linear ([`AarLinear`]): the layer that it takes the place of.
@@ -62,20 +62,55 @@ class AarInt8Linear(AarLinear):
     def __init__(self, linear: AarLinear):
         nn.Module.__init__(self)  # there are no weights of the usual kind
         self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def check(self, hidden_states: torch.Tensor) -> None:
+        if hidden_states.device.type != "cpu":
+            raise ValueError("These weights are laid out for a CPU: load the model anew to use it on another device.")
+        if torch.is_grad_enabled() and hidden_states.requires_grad:
+            raise ValueError("These weights let no gradients through: load the model anew to train it.")
+
+    def __deepcopy__(self, memo: dict) -> "AarFixedLinear":
+        return self  # nothing of it ever changes
+
+
+class AarPackedLinear(AarFixedLinear):
+    """Linear layer that doesn't lay its weights out anew in every call, as oneDNN otherwise does for few rows."""
+
+    # in the middle of what generation has; the layout that it leads to serves any number
+    num_rows = 50
+
+    def __init__(self, linear: AarLinear):
+        super().__init__(linear)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), self.num_rows)
+
+    def forward(self, hidden_states: torch.Tensor, with_gelu: bool = False) -> torch.Tensor:
+        """As [`AarLinear`], in any dtype; products are in that of the weights."""
+        self.check(hidden_states)
+        activation = "gelu" if with_gelu else "none"
+        rows = hidden_states.to(self.packed.dtype)
+        output = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, activation, [], "tanh")
+        return output.to(hidden_states.dtype)
+
+
+class AarInt8Linear(AarFixedLinear):
+    """
+    Linear layer whose products are of 8-bit integers: weights with a scale for each output, and inputs with one for
+    each row, which is found anew in each call ("dynamic quantization").
+    """
+
+    def __init__(self, linear: AarLinear):
+        super().__init__(linear)
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         weight = linear.weight.detach().float()
         scales = _largest(weight) / 127
-        # in the kernel's own layout, which no other code can read
         self.packed = torch.ops.onednn.qlinear_prepack((weight / scales).round().to(torch.int8), None)
         self.scales = scales.flatten()
         self.zero_points = scales.new_zeros(self.out_features, dtype=torch.long)
 
     def forward(self, hidden_states: torch.Tensor, with_gelu: bool = False) -> torch.Tensor:
         """As [`AarLinear`], in any dtype."""
-        if hidden_states.device.type != "cpu":
-            raise ValueError("int8 weights are for CPUs: load the model anew to use it on another device.")
-        if torch.is_grad_enabled() and hidden_states.requires_grad:
-            raise ValueError("int8 weights let no gradients through: load the model anew to train it.")
+        self.check(hidden_states)
         rows = hidden_states.float()
         scales = _largest(rows) / 127
         # unsigned, with 128 for 0: signed integers have a slow kernel on many CPUs
@@ -91,9 +126,6 @@ class AarInt8Linear(AarLinear):
             *(1.0, 0, torch.float32, "none", [], ""),
         )
 
-    def __deepcopy__(self, memo: dict) -> "AarInt8Linear":
-        return self  # nothing of it ever changes
-
 
 def _largest(rows: torch.Tensor) -> torch.Tensor:
     """Largest magnitude in each row, `(…, 1)`; more than 0."""
@@ -106,10 +138,18 @@ def has_int8_products() -> bool:
     return has_kernel and torch.cpu._is_vnni_supported()
 
 
-def quantize_linears(module: nn.Module) -> None:
-    """Puts an [`AarInt8Linear`] in the place of every [`AarLinear`] in a module on a CPU."""
+def has_packed_products(dtype: torch.dtype) -> bool:
+    """Whether this processor's oneDNN multiplies packed weights of that dtype, and PyTorch knows."""
+    return dtype in _FUSIBLE_DTYPES and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def fix_linears(module: nn.Module, layer_class: type[AarFixedLinear]) -> None:
+    """Puts a layer of this class in the place of every [`AarLinear`] in a module on a CPU."""
     for name, child in module.named_children():
-        if isinstance(child, AarLinear) and not isinstance(child, AarInt8Linear):
-            setattr(module, name, AarInt8Linear(child))
+        if isinstance(child, AarFixedLinear):
+            if type(child) is not layer_class:
+                raise ValueError("These weights are laid out for a CPU already: load the model anew.")
+        elif isinstance(child, AarLinear):
+            setattr(module, name, layer_class(child))
         else:
-            quantize_linears(child)
+            fix_linears(child, layer_class)

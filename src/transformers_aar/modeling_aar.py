@@ -19,7 +19,16 @@ from transformers.utils import ModelOutput
 from .configuration_aar import AarConfig
 from .configuration_sat import SatConfig
 from .generation_aar import AarGenerationMixin
-from .linear_aar import AarInt8Linear, AarLinear, AarOutputProjection, has_int8_products, quantize_linears
+from .linear_aar import (
+    AarFixedLinear,
+    AarInt8Linear,
+    AarLinear,
+    AarOutputProjection,
+    AarPackedLinear,
+    fix_linears,
+    has_int8_products,
+    has_packed_products,
+)
 from .modeling_sat import AtLeastFp32, SatModel, SharingMixin, at_least_fp32, specialize
 
 
@@ -305,8 +314,8 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
     _supports_flash_attn = True
 
     def save_pretrained(self, save_directory, **kwargs):
-        if any(isinstance(module, AarInt8Linear) for module in self.modules()):
-            raise ValueError("int8 weights aren't saved: save the model as it was before `to_int8`.")
+        if any(isinstance(module, AarFixedLinear) for module in self.modules()):
+            raise ValueError("Weights laid out for a CPU aren't saved: save the model before `prepack` or `to_int8`.")
         super().save_pretrained(save_directory, **kwargs)
 
     def get_input_embeddings(self) -> None:
@@ -563,6 +572,22 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         self._freeze_sub_models()
         return self
 
+    def prepack(self) -> "AarForConditionalGeneration":
+        """
+        Lays the blocks' weights out as a CPU's kernels want them, which speeds up generation of few sounds at a time
+        and takes no memory; docs/performance.md has figures. Logits change by rounding. There is no way back: the
+        model can neither be trained nor saved afterwards, and `compile_config` does nothing for it.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: on another device than a CPU, and for a dtype that the processor has no such kernels for.
+        """
+        if not has_packed_products(self.dtype):
+            raise ValueError(f"This processor, or this PyTorch, has no kernels for packed {self.dtype}: leave it out.")
+        return self._fix_linears(AarPackedLinear)
+
     def to_int8(self) -> "AarForConditionalGeneration":
         """
         Puts 8-bit integers in the place of the blocks' weights, which speeds up generation on a CPU. Logits change by
@@ -575,11 +600,14 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         Raises:
             ValueError: on another device than a CPU, or where the processor has no 8-bit products (VNNI).
         """
-        if self.device.type != "cpu":
-            raise ValueError(f"int8 weights are for CPUs, and this model is on {self.device}: move it first.")
         if not has_int8_products():
             raise ValueError("This processor, or this PyTorch, can't multiply 8-bit integers: leave out `to_int8`.")
-        quantize_linears(self.model.layers)
+        return self._fix_linears(AarInt8Linear)
+
+    def _fix_linears(self, layer_class: type[AarFixedLinear]) -> "AarForConditionalGeneration":
+        if self.device.type != "cpu":
+            raise ValueError(f"Weights are laid out on CPUs, and this model is on {self.device}: move it first.")
+        fix_linears(self.model.layers, layer_class)
         return self.requires_grad_(False).eval()
 
     @classmethod

@@ -33,7 +33,7 @@ from transformers import (
 from ..configuration_aar import AarConfig
 from ..configuration_sat import SatConfig
 from ..data.crops import read_crop
-from ..linear_aar import has_int8_products
+from ..linear_aar import has_int8_products, has_packed_products
 from ..modeling_aar import AarForConditionalGeneration
 from ..modeling_sat import SatModel
 from ..training.arguments import read_recipe
@@ -90,8 +90,11 @@ def make_generator(setting: Setting) -> AarForConditionalGeneration:
 
 
 def generators(model: AarForConditionalGeneration) -> Iterator[tuple[str, AarForConditionalGeneration]]:
-    """The model in all dtypes that it can generate in, with names for them."""
-    yield from in_both_dtypes("generate", model)
+    """The model in all dtypes that it can generate in, as it is and laid out for a CPU, with names for them."""
+    for name, each in in_both_dtypes("generate", model):
+        yield name, each
+        if model.device.type == "cpu" and has_packed_products(each.dtype):
+            yield f"{name}, packed", copy.deepcopy(each).prepack()
     if model.device.type == "cpu" and has_int8_products():
         yield "generate, int8", copy.deepcopy(model).to_int8()
 

@@ -1,4 +1,4 @@
-"""int8 weights: what they change of products and sounds, and what a model can't do any more."""
+"""Packed and int8 weights: what they change of products and sounds, and what a model can't do any more."""
 
 import copy
 
@@ -6,9 +6,22 @@ import pytest
 import torch
 
 from transformers_aar import modeling_aar
-from transformers_aar.linear_aar import AarInt8Linear, AarLinear, has_int8_products
+from transformers_aar.linear_aar import (
+    AarFixedLinear,
+    AarInt8Linear,
+    AarLinear,
+    AarPackedLinear,
+    has_int8_products,
+    has_packed_products,
+)
 
 needs_kernel = pytest.mark.skipif(not has_int8_products(), reason="this processor has no 8-bit products")
+needs_packed = pytest.mark.skipif(not has_packed_products(torch.float32), reason="PyTorch has no packed products here")
+# methods that lay weights out, and the largest relative error of logits that they may bring
+METHODS = [
+    pytest.param("prepack", AarPackedLinear, 1e-5, marks=needs_packed),
+    pytest.param("to_int8", AarInt8Linear, 0.05, marks=needs_kernel),
+]
 
 
 def relative_error(values: torch.Tensor, expected: torch.Tensor) -> float:
@@ -33,6 +46,27 @@ def test_products_are_nearly_the_same(dtype, with_gelu, has_bias):
         assert 1e-4 < relative_error(output[:, row], expected[:, row]) < 0.025
 
 
+@needs_packed
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
+@pytest.mark.parametrize("num_rows", [1, 2, 18, 150, 300])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_packed_products_are_the_same(dtype, tolerance, num_rows, has_bias):
+    """For any number of rows, and inputs of any dtype."""
+    if not has_packed_products(dtype):
+        pytest.skip("this processor multiplies no bf16")
+    torch.manual_seed(0)
+    layer = AarLinear(256, 64, bias=has_bias, dtype=dtype).requires_grad_(False)
+    packed = AarPackedLinear(layer)
+    for input_dtype in (torch.float32, torch.bfloat16):
+        inputs = torch.randn(2, num_rows, 256).to(input_dtype)
+        for with_gelu in (False, True):
+            output = packed(inputs, with_gelu)
+            expected = copy.deepcopy(layer).double()(inputs.double(), with_gelu)
+            assert output.dtype == input_dtype and output.shape == (2, num_rows, 64)
+            assert relative_error(output, expected) < max(tolerance, 0.01 * (input_dtype == torch.bfloat16))
+
+
 @needs_kernel
 @torch.no_grad()
 def test_rows_and_zeros():
@@ -49,21 +83,21 @@ def test_rows_and_zeros():
     assert torch.equal(AarInt8Linear(empty)(inputs), torch.zeros(7, 64))
 
 
-@needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_generator(build_generator, dtype):
+@pytest.mark.parametrize("method, layer_class, tolerance", METHODS)
+def test_generator(build_generator, method, layer_class, tolerance, dtype):
     """Logits change a little; sounds are drawn as ever, each one alike alone and among others."""
     model = build_generator().to(dtype)
     embeds = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     codes = torch.randint(0, 16, (3, model.config.num_slots), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = model(conditioning_embeds=embeds, audio_codes=codes).logits
-        assert model.to_int8() is model
+        assert getattr(model, method)() is model
         after = model(conditioning_embeds=embeds, audio_codes=codes).logits
-    assert 1e-4 < relative_error(after, before.double()) < 0.05
+    assert relative_error(after, before.double()) < (tolerance if dtype == torch.float32 else 0.05)
     layers = [module for module in model.modules() if isinstance(module, AarLinear)]
     assert len(layers) == 4 * model.config.num_hidden_layers
-    assert all(isinstance(layer, AarInt8Linear) for layer in layers)
+    assert all(isinstance(layer, layer_class) for layer in layers)
 
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in range(3)]
@@ -77,9 +111,9 @@ def test_generator(build_generator, dtype):
         assert torch.equal(alone.audio_codes[0], output.audio_codes[number])
 
 
-@needs_kernel
-def test_adapters_stay(build_generator):
-    """An adapter goes on adding to what the int8 layer gives."""
+@pytest.mark.parametrize("method, layer_class, tolerance", METHODS)
+def test_adapters_stay(build_generator, method, layer_class, tolerance):
+    """An adapter goes on adding to what the layer gives."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["qkv_proj", "fc1"], init_lora_weights=False)
     model = peft.get_peft_model(build_generator(), config).eval()
@@ -87,19 +121,20 @@ def test_adapters_stay(build_generator):
     codes = torch.zeros(2, model.config.num_slots, dtype=torch.long)
     with torch.no_grad():
         before = model(conditioning_embeds=embeds, audio_codes=codes).logits
-        model.base_model.model.to_int8()
+        getattr(model.base_model.model, method)()
         after = model(conditioning_embeds=embeds, audio_codes=codes).logits
         with model.disable_adapter():
             without = model(conditioning_embeds=embeds, audio_codes=codes).logits
-    assert relative_error(after, before.double()) < 0.05 < relative_error(without, before.double())
+    assert relative_error(after, before.double()) < tolerance
+    assert relative_error(without, before.double()) > 0.05
 
 
-@needs_kernel
-def test_no_way_back(build_generator, tmp_path):
+@pytest.mark.parametrize("method, layer_class, tolerance", METHODS)
+def test_no_way_back(build_generator, tmp_path, method, layer_class, tolerance):
     """What would lose the weights says so, and writes nothing."""
-    model = build_generator().to_int8()
+    model = getattr(build_generator(), method)()
     assert not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
-    with pytest.raises(ValueError, match="before `to_int8`"):
+    with pytest.raises(ValueError, match="before `prepack` or `to_int8`"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
     layer = model.model.layers[0].mlp.fc1
@@ -109,11 +144,11 @@ def test_no_way_back(build_generator, tmp_path):
         layer(torch.zeros(1, layer.in_features, requires_grad=True))
 
 
-@needs_kernel
 @torch.no_grad()
-def test_copies(build_generator):
+@pytest.mark.parametrize("method, layer_class, tolerance", METHODS)
+def test_copies(build_generator, method, layer_class, tolerance):
     """A copy computes the same, whatever becomes of the dtype of the rest; and a second time changes nothing."""
-    model = build_generator().to_int8()
+    model = getattr(build_generator(), method)()
     inputs = {
         "conditioning_embeds": torch.randn(1, 32, generator=torch.Generator().manual_seed(0)),
         "audio_codes": torch.zeros(1, model.config.num_slots, dtype=torch.long),
@@ -123,15 +158,28 @@ def test_copies(build_generator):
     assert torch.equal(copied(**inputs).logits, logits)
     copied.bfloat16()
     assert torch.equal(model(**inputs).logits, logits)
-    assert torch.equal(model.to_int8()(**inputs).logits, logits)
+    assert torch.equal(getattr(model, method)()(**inputs).logits, logits)
+
+
+@needs_kernel
+@needs_packed
+def test_one_after_the_other(build_generator):
+    model = build_generator().prepack()
+    with pytest.raises(ValueError, match="laid out for a CPU already: load the model anew"):
+        model.to_int8()
 
 
 def test_where_it_is_refused(build_generator, monkeypatch):
-    """Other devices, and processors without 8-bit products; the model stays as it was."""
+    """Other devices, dtypes and processors without the kernels; the model stays as it was."""
     model = build_generator()
-    monkeypatch.setattr(modeling_aar, "has_int8_products", lambda: False)
-    with pytest.raises(ValueError, match="leave out `to_int8`"):
-        model.to_int8()
-    with pytest.raises(ValueError, match="on meta: move it first"):
-        model.to("meta").to_int8()
-    assert not any(isinstance(module, AarInt8Linear) for module in model.modules())
+    with pytest.raises(ValueError, match="packed torch.float64"):
+        copy.deepcopy(model).double().prepack()
+    for name, method in (("has_int8_products", "to_int8"), ("has_packed_products", "prepack")):
+        with monkeypatch.context() as patch:
+            patch.setattr(modeling_aar, name, lambda *_: False)
+            with pytest.raises(ValueError, match="leave "):
+                getattr(model, method)()
+            patch.setattr(modeling_aar, name, lambda *_: True)
+            with pytest.raises(ValueError, match="on meta: move it first"):
+                getattr(copy.deepcopy(model).to("meta"), method)()
+    assert not any(isinstance(module, AarFixedLinear) for module in model.modules())
