@@ -109,13 +109,13 @@ def count_weights(stage: Stage) -> dict[str, float]:
     modules = [stage.model, getattr(stage, "discriminator", None)]
     written = sum(tensor.nbytes for module in modules if module for tensor in module.state_dict().values())
     quantizer = stage.codec.quantizer if stage.name == "sat" else None
-    # counts, sums and replacements
+    # counts, sums and, where codes are dead, replacements
     summed = quantizer.cluster_size.nbytes + 2 * quantizer.codebook_sum.nbytes if quantizer else 0
     return {
         "counted: parameters that are trained (M)": num_trained / 1e6,
         "counted: weights, gradients and Adam's moments on a GPU (MB)": 16 * num_trained / 1e6,
         "counted: gradients that GPUs sum per step (MB)": 4 * num_trained / 1e6,
-        "counted: codebook statistics that they sum (MB)": summed / 1e6,
+        "counted: codebook statistics that they sum, at most (MB)": summed / 1e6,
         "counted: a checkpoint (MB)": (written + 8 * num_trained) / 1e6,
     }
 
