@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+from transformers import CompileConfig
 
-from transformers_aar import modeling_aar
+from transformers_aar import compilation_aar, modeling_aar
 from transformers_aar.linear_aar import (
     AarFixedLinear,
     AarInt8Linear,
@@ -87,6 +88,8 @@ def test_rows_and_zeros():
 @pytest.mark.parametrize("method, layer_class, tolerance", METHODS)
 def test_generator(build_generator, method, layer_class, tolerance, dtype):
     """Logits change a little; sounds are drawn as ever, each one alike alone and among others."""
+    if method == "prepack" and not has_packed_products(dtype):
+        pytest.skip("this processor multiplies no bf16")
     model = build_generator().to(dtype)
     embeds = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     codes = torch.randint(0, 16, (3, model.config.num_slots), generator=torch.Generator().manual_seed(0))
@@ -159,6 +162,23 @@ def test_copies(build_generator, method, layer_class, tolerance):
     copied.bfloat16()
     assert torch.equal(model(**inputs).logits, logits)
     assert torch.equal(getattr(model, method)()(**inputs).logits, logits)
+
+
+@pytest.mark.parametrize("method, layer_class, tolerance", METHODS)
+def test_nothing_is_compiled(build_generator, method, layer_class, tolerance):
+    model = getattr(build_generator(), method)()
+    embeds = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+
+    def refuse(graph, inputs):
+        raise AssertionError("compiled")
+
+    config = CompileConfig(backend=refuse, mode="default")
+    plain, compiled = (
+        model.generate(conditioning_embeds=embeds, generator=torch.Generator().manual_seed(1), **arguments)
+        for arguments in ({}, {"compile_config": config})
+    )
+    assert torch.equal(compiled, plain)
+    assert model not in compilation_aar._COMPILED
 
 
 @needs_kernel

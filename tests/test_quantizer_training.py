@@ -47,6 +47,16 @@ def test_evaluation_never_touches_the_codebooks():
         assert torch.equal(tensor, before[name]), name
 
 
+def test_vectors_are_sampled_for_dead_codes_only(monkeypatch):
+    codec = tiny_codec(dead_code_threshold=0.0)
+    codec.quantizer.start_codebooks(latents(32))
+    monkeypatch.setattr(codec.quantizer, "_sample_vectors", lambda pooled: pytest.fail("no code is dead"))
+    codec.quantizer(latents(4))
+    codec.quantizer.dead_code_threshold = 0.9
+    with pytest.raises(pytest.fail.Exception, match="no code is dead"):
+        codec.quantizer(latents(4))
+
+
 def test_first_training_batch_starts_the_codebooks():
     """Means of the vectors that choose them; sums fit sizes; scales with few vectors have no unusable codes."""
     codec = tiny_codec()

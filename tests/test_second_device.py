@@ -38,11 +38,17 @@ def mix(device: str) -> None:
     nn.Linear(4, 4).to(device)(torch.randn(2, 4))
 
 
+def draw_by_the_cpu(device: str) -> None:
+    torch.rand(3, device=device, generator=torch.Generator())
+
+
 def read_back(device: str) -> list[str]:
     waits.clear()
     numbers = torch.arange(6.0, device=device)
     assert numbers.sum().item() == 15
     numbers[numbers > 2].cpu()
+    numbers.unique()
+    numbers.repeat_interleave(numbers.long())
     return list(waits)
 
 
@@ -56,13 +62,18 @@ def learn(device: str) -> list[np.ndarray]:
     return arrays([spectra.abs(), *(weight.grad for layer in layers for weight in layer.parameters())])
 
 
-def test_it_refuses_tensors_of_the_cpu():
+def test_it_refuses_tensors_and_generators_of_the_cpu():
     with pytest.raises(RuntimeError, match="on the CPU"):
         there(mix, NAME)
+    with pytest.raises(RuntimeError, match="generator of the CPU"):
+        there(draw_by_the_cpu, NAME)
 
 
 def test_it_tells_what_waits():
-    assert there(read_back, NAME) == ["aten._local_scalar_dense.default", "aten.index.Tensor", "aten._to_copy.default"]
+    assert there(read_back, NAME) == [
+        *("aten._local_scalar_dense.default", "aten.index.Tensor", "aten._to_copy.default"),
+        *("aten._unique2.default", "aten.repeat_interleave.Tensor"),
+    ]
 
 
 def test_it_computes_what_the_cpu_does():

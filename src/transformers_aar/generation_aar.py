@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput, logging
 
 from .compilation_aar import CompiledScales, compiled_scales
+from .linear_aar import has_fixed_linears
 
 logger = logging.get_logger(__name__)
 
@@ -429,6 +430,9 @@ class AarGenerationMixin(GenerationMixin):
         if rows.unconditional is not None:
             embeds = torch.cat([embeds, rows.unconditional.to(embeds)])
         prepared = self.model.prepare_scales(embeds)
+        if compile_config is not None and has_fixed_linears(self):
+            logger.warning_once("`compile_config` does nothing for a model after `prepack` or `to_int8`.")
+            compile_config = None
         if compile_config is None:
             yield _Passes(len(rows.conditioning), prepared, self._new_cache())
         else:

@@ -53,7 +53,7 @@ class AarOutputProjection(AarLinear):
 class AarFixedLinear(AarLinear):
     """
     Base of layers that hold their weights in the layout of a CPU's kernels, which no other code can read. They take
-    the place of others for good: there are no gradients, no other devices and no files.
+    the place of others for good: there are no gradients, no other devices and no files, and a `state_dict` lacks them.
 
     Args:
         linear ([`AarLinear`]): the layer that it takes the place of.
@@ -141,6 +141,11 @@ def has_int8_products() -> bool:
 def has_packed_products(dtype: torch.dtype) -> bool:
     """Whether this processor's oneDNN multiplies packed weights of that dtype, and PyTorch knows."""
     return dtype in _FUSIBLE_DTYPES and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def has_fixed_linears(module: nn.Module) -> bool:
+    """Whether weights of a module were laid out for a CPU, in fp32, bf16 or int8."""
+    return any(isinstance(child, AarFixedLinear) for child in module.modules())
 
 
 def fix_linears(module: nn.Module, layer_class: type[AarFixedLinear]) -> None:

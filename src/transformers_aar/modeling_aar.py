@@ -26,6 +26,7 @@ from .linear_aar import (
     AarOutputProjection,
     AarPackedLinear,
     fix_linears,
+    has_fixed_linears,
     has_int8_products,
     has_packed_products,
 )
@@ -314,7 +315,7 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
     _supports_flash_attn = True
 
     def save_pretrained(self, save_directory, **kwargs):
-        if any(isinstance(module, AarFixedLinear) for module in self.modules()):
+        if has_fixed_linears(self):
             raise ValueError("Weights laid out for a CPU aren't saved: save the model before `prepack` or `to_int8`.")
         super().save_pretrained(save_directory, **kwargs)
 

@@ -56,6 +56,8 @@ class Forked:
             for number, path in enumerate(self.files, start=1):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
+            # PyTorch renews its pool of threads after a fork, which the first threads must not do together
+            torch.set_num_threads(1)
             # what tests before this one have left in the process
             logging.getLogger().handlers.clear()
             AcceleratorState._reset_state(reset_partial_state=True)

@@ -4,13 +4,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def reads_numbers(func, args) -> bool:
+def reads_numbers(func, args, kwargs) -> bool:
     """Whether an operation brings numbers of its tensors to the host, be it only a shape that depends on them."""
-    reads = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
-    by_mask = func.overloadpacket.__name__ in ("index", "index_put", "index_put_") and any(
-        index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-    )
-    return by_mask or func.overloadpacket.__name__ in reads
+    name = func.overloadpacket.__name__
+    if name in ("index", "index_put", "index_put_"):
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    if name == "repeat_interleave" and kwargs.get("output_size") is not None:
+        return False
+    depends_on_numbers = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags)
+    return bool(depends_on_numbers) or name in ("equal", "is_nonzero")
 
 
 class HostSyncCounter(TorchDispatchMode):
@@ -21,6 +23,7 @@ class HostSyncCounter(TorchDispatchMode):
         self.operations: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if reads_numbers(func, args):
+        kwargs = kwargs or {}
+        if reads_numbers(func, args, kwargs):
             self.operations.append(str(func))
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)

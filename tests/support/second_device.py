@@ -72,8 +72,6 @@ def refuse_mixtures(func, args: tuple, kwargs: dict) -> None:
     if func.overloadpacket.__name__ in ("index", "index_put", "index_put_"):
         args = (args[0], *args[2:])
     for value in tree_leaves((args, kwargs)):
-        if isinstance(value, torch.Generator):
-            raise RuntimeError(f"{func} got a generator of the CPU for a tensor on the second device")
         if isinstance(value, torch.Tensor) and not is_there(value) and value.ndim > 0:
             raise RuntimeError(f"{func} got tensors on the second device, and one of {tuple(value.shape)} on the CPU")
 
@@ -85,9 +83,11 @@ def run(func, args: tuple, kwargs: dict):
     goes_there = has_inputs if device is None else is_there(device)
     if func is torch.ops.aten.copy_.default:
         goes_there = is_there(args[0])
+    if goes_there and any(isinstance(value, torch.Generator) for value in tree_leaves((args, kwargs))):
+        raise RuntimeError(f"{func} got a generator of the CPU for a tensor on the second device")
     if has_inputs:
         refuse_mixtures(func, args, kwargs)
-        if reads_numbers(func, args) or not goes_there:
+        if reads_numbers(func, args, kwargs) or not goes_there:
             waits.append(str(func))
     with torch.no_grad():
         result = func(*tree_map(brought_here, args), **tree_map(brought_here, kwargs))

@@ -93,6 +93,9 @@ class SatStage:
         validation_set: ValidationSet,
         max_steps: int,
     ):
+        if accelerator.state.dynamo_plugin.use_regional_compilation:
+            # which takes weight norms for blocks, and would give the model another quantizer than the codec's
+            raise ValueError("The tokenizer has no blocks to compile: leave out --dynamo_use_regional_compilation.")
         self.accelerator = accelerator
         self.args = args
         self.loop_args = loop_args
