@@ -145,7 +145,8 @@ def moved(to: Callable) -> Callable:
     return swapping
 
 
-_libraries = []
+# what is registered lasts as long as these
+_libraries: list[torch.library.Library] = []
 
 
 def start() -> None:

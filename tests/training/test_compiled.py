@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 from forking import Forked, read_lines, read_tensors
 from torch._dynamo.callback import callback_handler
 from transformers import AutoModel
@@ -41,12 +42,17 @@ def test_compiled_training(tmp_path, options, stage, by_blocks, mixed_precision)
         assert finished.status == 0, finished.stderr
         assert ("compiling a graph" in finished.stderr) == bool(environment)
     plain, compiled = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("plain", "compiled"))
-    tolerance = 1e-4 if mixed_precision == "no" else 2e-2
+    tolerance = {"rel": 1e-4} if mixed_precision == "no" else {"rel": 2e-2, "abs": 2e-2}
     for one, other in zip(plain, compiled, strict=True):
         for figure in one.keys() - {"seconds"}:
-            assert other[figure] == pytest.approx(one[figure], rel=tolerance, abs=tolerance), figure
+            assert other[figure] == pytest.approx(one[figure], **tolerance), figure
     plain, compiled = (read_tensors(tmp_path / name / "checkpoint-000003") for name in ("plain", "compiled"))
     assert plain.keys() == compiled.keys()
+    # rounding moves a few vectors to other codes, which shows in what is counted of them
+    counted = ("quantizer.codebook", "quantizer.codebook_sum", "quantizer.cluster_size")
+    if mixed_precision == "no":
+        for name in [name for name in plain if not name.endswith(counted)]:
+            torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-5, msg=name)
     AutoModel.from_pretrained(tmp_path / "compiled" / "final")
 
 
