@@ -1,7 +1,7 @@
 """
 Next-scale generation as one would first write it down, and as the paper's code runs it: what the benchmark compares
 `generate` with. Keys and values are concatenated pass by pass, every pass computes the modulation of all blocks again,
-filters sort all logits, and everything is fp32.
+filters sort all logits, products are PyTorch's own instead of the model's layers', and everything is fp32.
 """
 
 import math
@@ -73,8 +73,9 @@ def _block(
     gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
     branch, cache = _attention(layer.self_attn, _modulated(hidden_states, scale1, shift1), cache)
     hidden_states = hidden_states + gain1 * branch
-    mlp = layer.mlp
-    branch = mlp.fc2(F.gelu(mlp.fc1(_modulated(hidden_states, scale2, shift2)), approximate="tanh"))
+    fc1, fc2 = layer.mlp.fc1, layer.mlp.fc2
+    inner = F.linear(_modulated(hidden_states, scale2, shift2), fc1.weight, fc1.bias)
+    branch = F.linear(F.gelu(inner, approximate="tanh"), fc2.weight, fc2.bias)
     return hidden_states + gain2 * branch, cache
 
 
@@ -94,7 +95,8 @@ def _attention(
     if cache is not None:
         key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
     output = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
-    return attention.o_proj(output.transpose(1, 2).flatten(2)), (key, value)
+    o_proj = attention.o_proj
+    return F.linear(output.transpose(1, 2).flatten(2), o_proj.weight, o_proj.bias), (key, value)
 
 
 def _sample(logits: torch.Tensor, top_k: int, top_p: float) -> torch.LongTensor:
