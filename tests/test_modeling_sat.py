@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecEncoder
 
 from transformers_aar import SatConfig, SatModel
-from transformers_aar.modeling_sat import (
+from transformers_aar.layers_sat import (
     ChannelsLastConv1d,
     ChannelsLastConvTranspose1d,
     FoldedWeightNorm,

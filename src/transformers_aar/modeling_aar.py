@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from .configuration_aar import AarConfig
 from .configuration_sat import SatConfig
 from .generation_aar import AarGenerationMixin
+from .layers_sat import AtLeastFp32, at_least_fp32, specialize
 from .linear_aar import (
     AarFixedLinear,
     AarInt8Linear,
@@ -30,7 +31,7 @@ from .linear_aar import (
     has_int8_products,
     has_packed_products,
 )
-from .modeling_sat import AtLeastFp32, SatModel, SharingMixin, at_least_fp32, specialize
+from .modeling_sat import SatModel, SharingMixin
 
 
 @dataclass

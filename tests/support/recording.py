@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from transformers_aar.modeling_sat import SatQuantizer
+from transformers_aar.quantizer_sat import SatQuantizer
 from transformers_aar.training import aar_training, loop, sat_training
 
 

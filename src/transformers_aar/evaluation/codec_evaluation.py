@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 
-from ..modeling_sat import SatModel, at_least_fp32
+from ..layers_sat import at_least_fp32
+from ..modeling_sat import SatModel
 from ..training.losses import relative_error
 from .bootstrap import Estimate, bootstrap_interval
 from .codebook_usage import CodebookUsage

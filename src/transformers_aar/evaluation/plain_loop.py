@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..modeling_aar import AarAttention, AarForConditionalGeneration, AarLayer
-from ..modeling_sat import SatQuantizer
+from ..quantizer_sat import SatQuantizer
 
 
 @torch.no_grad()

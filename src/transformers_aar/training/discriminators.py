@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from ..data.staging import staged_file
-from ..modeling_sat import at_least_fp32
+from ..layers_sat import at_least_fp32
 
 
 class DiscriminatorOutput(NamedTuple):

@@ -35,7 +35,8 @@ from transformers.models.encodec.modeling_encodec import (
     EncodecResnetBlock,
 )
 
-from ..modeling_sat import SatModel, at_least_fp32
+from ..layers_sat import at_least_fp32
+from ..modeling_sat import SatModel
 
 NUM_BANDS = 64
 # Power of a band that counts as silence, -74 dB.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchaudio.transforms import MelSpectrogram
 
-from ..modeling_sat import at_least_fp32
+from ..layers_sat import at_least_fp32
 
 SAT_LOSS_WEIGHTS = {"adversarial": 3.0, "feature": 3.0, "wave": 0.1, "mel": 1.0, "commitment": 1.0}
 # The losses that need a discriminator.
