@@ -31,7 +31,7 @@ def relative_error(values: torch.Tensor, expected: torch.Tensor) -> float:
 
 @needs_kernel
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_gelu", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_products_are_nearly_the_same(dtype, with_gelu, has_bias):
@@ -49,23 +49,23 @@ def test_products_are_nearly_the_same(dtype, with_gelu, has_bias):
 
 @needs_packed
 @torch.no_grad()
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.01), (torch.float16, 0.001)])
 @pytest.mark.parametrize("num_rows", [1, 2, 18, 150, 300])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_packed_products_are_the_same(dtype, tolerance, num_rows, has_bias):
     """For any number of rows, and inputs of any dtype."""
     if not has_packed_products(dtype):
-        pytest.skip("this processor multiplies no bf16")
+        pytest.skip(f"this processor multiplies no {dtype}")
     torch.manual_seed(0)
     layer = AarLinear(256, 64, bias=has_bias, dtype=dtype).requires_grad_(False)
     packed = AarPackedLinear(layer)
-    for input_dtype in (torch.float32, torch.bfloat16):
+    for input_dtype, input_tolerance in ((torch.float32, 0), (torch.bfloat16, 0.01), (torch.float16, 0.001)):
         inputs = torch.randn(2, num_rows, 256).to(input_dtype)
         for with_gelu in (False, True):
             output = packed(inputs, with_gelu)
             expected = copy.deepcopy(layer).double()(inputs.double(), with_gelu)
             assert output.dtype == input_dtype and output.shape == (2, num_rows, 64)
-            assert relative_error(output, expected) < max(tolerance, 0.01 * (input_dtype == torch.bfloat16))
+            assert relative_error(output, expected) < max(tolerance, input_tolerance)
 
 
 @needs_kernel
@@ -84,12 +84,12 @@ def test_rows_and_zeros():
     assert torch.equal(AarInt8Linear(empty)(inputs), torch.zeros(7, 64))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method, layer_class, tolerance", METHODS)
 def test_generator(build_generator, method, layer_class, tolerance, dtype):
     """Logits change a little; sounds are drawn as ever, each one alike alone and among others."""
     if method == "prepack" and not has_packed_products(dtype):
-        pytest.skip("this processor multiplies no bf16")
+        pytest.skip(f"this processor multiplies no {dtype}")
     model = build_generator().to(dtype)
     embeds = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     codes = torch.randint(0, 16, (3, model.config.num_slots), generator=torch.Generator().manual_seed(0))

@@ -10,8 +10,12 @@ def _fusible_dtypes() -> tuple[torch.dtype, ...]:
     # the operator is the compiler's, and may be absent
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return ()
-    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
+    is_supported = {
+        torch.float32: True,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    }
+    return tuple(dtype for dtype, supported in is_supported.items() if supported)
 
 
 _FUSIBLE_DTYPES = _fusible_dtypes()
@@ -43,7 +47,7 @@ class AarLinear(nn.Linear):
         if hidden_states.dtype != self.weight.dtype or self.in_features < 256:
             return False
         num_rows = hidden_states.numel() // self.in_features
-        return hidden_states.dtype == torch.bfloat16 or 2 < num_rows <= 256
+        return hidden_states.dtype != torch.float32 or 2 < num_rows <= 256
 
 
 class AarOutputProjection(AarLinear):
@@ -144,7 +148,7 @@ def has_packed_products(dtype: torch.dtype) -> bool:
 
 
 def has_fixed_linears(module: nn.Module) -> bool:
-    """Whether weights of a module were laid out for a CPU, in fp32, bf16 or int8."""
+    """Whether weights of a module were laid out for a CPU, in floating point or int8."""
     return any(isinstance(child, AarFixedLinear) for child in module.modules())
 
 

@@ -91,7 +91,10 @@ def make_generator(setting: Setting) -> AarForConditionalGeneration:
 
 def generators(model: AarForConditionalGeneration) -> Iterator[tuple[str, AarForConditionalGeneration]]:
     """The model in all dtypes that it can generate in, as it is and laid out for a CPU, with names for them."""
-    for name, each in in_both_dtypes("generate", model):
+    in_dtypes = dict(in_both_dtypes("generate", model))
+    if model.device.type == "cpu" and has_packed_products(torch.float16):
+        in_dtypes["generate, fp16"] = copy.deepcopy(model).to(torch.float16)
+    for name, each in in_dtypes.items():
         yield name, each
         if model.device.type == "cpu" and has_packed_products(each.dtype):
             yield f"{name}, packed", copy.deepcopy(each).prepack()

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..linear_aar import AarInt8Linear, AarLinear, has_int8_products
+from ..linear_aar import AarInt8Linear, AarLinear, has_int8_products, has_packed_products
 
 
 def lstm_flops(inputs: tuple, input_weight: tuple, hidden_weight: tuple, *_, factor: int = 2, **__) -> int:
@@ -70,11 +70,13 @@ class Ceilings:
 
 def measure_ceilings(device: torch.device, size: int = 2048, gigabytes: float = 1.0) -> Ceilings:
     """
-    Measures products of `size` × `size` matrices in fp32, bf16 and, where the processor has them, 8-bit integers,
-    and the reading of as many gigabytes, which must be more than the processor's caches hold. The best of five each.
+    Measures products of `size` × `size` matrices in fp32, bf16 and, on a processor that has them, fp16 and 8-bit
+    integers, and the reading of as many gigabytes, which must be more than its caches hold. The best of five each.
     """
-    flops = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    flops, dtypes = {}, [torch.float32, torch.bfloat16]
+    if device.type == "cpu" and has_packed_products(torch.float16):
+        dtypes.append(torch.float16)
+    for dtype in dtypes:
         left, right = torch.randn(2, size, size, device=device).to(dtype)
         flops[dtype] = 2 * size**3 / _best_seconds(partial(torch.mm, left, right), device)
     if device.type == "cpu" and has_int8_products():
