@@ -22,6 +22,7 @@ from transformers_aar.evaluation.benchmark import measure
 from transformers_aar.evaluation.benchmark_rows import ROWS, prepared
 from transformers_aar.evaluation.floors import Ceilings, measure_ceilings
 from transformers_aar.evaluation.reports import environment, markdown_table
+from transformers_aar.memory import keep_freed_memory
 
 RECIPES = Path(__file__).parent / "configs"
 
@@ -30,6 +31,7 @@ def measure_row(
     row: str, sat_recipe: Path, aar_recipe: Path, ceilings: Ceilings, rounds: int, max_seconds: float
 ) -> list[dict]:
     """The table's lines of a row."""
+    keep_freed_memory()  # as all commands do
     logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with prepared(row, sat_recipe, aar_recipe, device) as comparison:

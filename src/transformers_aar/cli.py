@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import BUNDLED_CHECKPOINT
+from .memory import keep_freed_memory
 
 # what only some commands need is imported inside them, so that the others and --help are quick
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def main() -> None:
     """Runs the command line. What the user can put right ends in one sentence on stderr and a non-zero exit status."""
     from safetensors import SafetensorError
 
+    keep_freed_memory()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:

@@ -45,16 +45,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Call:
-    """Elapsed seconds, those that processors worked for this process, and bytes that were needed at the peak."""
+    """Elapsed seconds, and those that processors worked for this process."""
 
     seconds: float
     busy_seconds: float
-    peak_bytes: int | None
 
 
 def measure(comparison: Comparison, ceilings: Ceilings, rounds: int, max_seconds: float) -> list[dict]:
     """
-    Measures all contenders in turn, after a first call of each, under which its floor is counted.
+    Measures all contenders in turn, after two calls of each: a first one, under which its floor is counted, and one
+    that tells its memory, which takes time of its own.
 
     Args:
         ceilings ([`Ceilings`]): of this machine.
@@ -64,12 +64,13 @@ def measure(comparison: Comparison, ceilings: Ceilings, rounds: int, max_seconds
     Returns:
         `list[dict]`: a row of the table for each contender; all numbers, and `None` where there is none.
     """
-    first_calls, floors = [], []
+    first_calls, floors, peaks = [], [], []
     for contender in comparison.contenders:
         counter = FloorCounter(ceilings)
         with counter if contender.has_floor else nullcontext():
             first_calls.append(timed(contender.run))
         floors.append(counter.seconds if contender.has_floor else None)
+        peaks.append(peak_memory(contender.run))
     calls = [[] for _ in comparison.contenders]
     end = time.perf_counter() + max_seconds
     for number in range(rounds):
@@ -78,8 +79,8 @@ def measure(comparison: Comparison, ceilings: Ceilings, rounds: int, max_seconds
         for contender, own_calls in zip(comparison.contenders, calls):
             own_calls.append(timed(contender.run))
     return [
-        _row(contender, comparison.unit, own_calls, calls[0], comparison.contenders[0].amount, first, floor)
-        for contender, own_calls, first, floor in zip(comparison.contenders, calls, first_calls, floors)
+        _row(contender, comparison.unit, own_calls, calls[0], comparison.contenders[0].amount, *once)
+        for contender, own_calls, *once in zip(comparison.contenders, calls, first_calls, floors, peaks)
     ]
 
 
@@ -91,6 +92,7 @@ def _row(
     reference_amount: float,
     first: Call,
     floor: float | None,
+    peak_bytes: int | None,
 ) -> dict:
     seconds = [call.seconds for call in calls]
     median = statistics.median(seconds)
@@ -99,7 +101,6 @@ def _row(
         reference.seconds / reference_amount * contender.amount / call.seconds
         for reference, call in zip(reference_calls, calls)
     ]
-    peaks = [call.peak_bytes for call in calls if call.peak_bytes is not None]
     return {
         "what": contender.name,
         "median (s)": median,
@@ -113,20 +114,26 @@ def _row(
         "floor (s)": floor,
         "times its floor": median / floor if floor else None,
         "first call, with counting (s)": first.seconds,
-        "peak memory (MB)": max(peaks) / 1e6 if peaks else None,
+        "peak memory (MB)": None if peak_bytes is None else peak_bytes / 1e6,
     }
 
 
 def timed(run: Callable[[], object]) -> Call:
     """Runs it once."""
     gc.collect()
-    before = _reset_peak_memory()
     elapsed, busy = time.perf_counter(), time.process_time()
     run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    elapsed, busy = time.perf_counter() - elapsed, time.process_time() - busy
-    return Call(elapsed, busy, None if before is None else _peak_memory() - before)
+    return Call(time.perf_counter() - elapsed, time.process_time() - busy)
+
+
+def peak_memory(run: Callable[[], object]) -> int | None:
+    """Bytes that running it once needs beyond what is held before, at the peak; `None` where no system tells."""
+    gc.collect()
+    before = _reset_peak_memory()
+    run()
+    return None if before is None else _peak_memory() - before
 
 
 def _reset_peak_memory() -> int | None:

@@ -22,6 +22,7 @@ from ..data.examples import CropExamples, TokenExamples
 from ..data.token_cache import clap_fingerprint, load_token_cache, read_manifest
 from ..hub.label_tokenizer import label_tokenizer
 from ..hub.loading import load_codec
+from ..memory import keep_freed_memory
 from ..modeling_aar import AarForConditionalGeneration
 from ..modeling_sat import SatModel
 from ..processing_aar import AarProcessor
@@ -43,6 +44,7 @@ def run_script(main: Callable, *types: type) -> None:
         types (`type`): dataclasses; see [`parse_arguments`].
     """
     arguments = parse_arguments(sys.argv[1:], *types)
+    keep_freed_memory()
     logging.disable_progress_bar()  # one for each model that is saved, in between our own
     try:
         main(*arguments)
