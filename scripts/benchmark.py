@@ -31,7 +31,7 @@ def measure_row(
     row: str, sat_recipe: Path, aar_recipe: Path, ceilings: Ceilings, rounds: int, max_seconds: float
 ) -> list[dict]:
     """The table's lines of a row."""
-    keep_freed_memory()  # as all commands do
+    keep_freed_memory()  # as commands and trainings do
     logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with prepared(row, sat_recipe, aar_recipe, device) as comparison:

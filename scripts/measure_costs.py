@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transformers_aar.data.staging import staged_file
 from transformers_aar.evaluation.floors import LSTM_FLOPS
+from transformers_aar.memory import keep_freed_memory
 from transformers_aar.training.loop import Stage, num_steps
 from transformers_aar.training.noise_stages import NUM_CLIPS, make_stage
 
@@ -71,6 +72,7 @@ def seconds_per_step(stage: Stage, batches: list[dict], steps: range) -> tuple[f
 
 def measure(recipe: Path, batch_size: int, repeats: int, folder: Path) -> dict[str, float]:
     """The figures of a recipe, by their names in the table."""
+    keep_freed_memory()  # as trainings do
     stage, loop, steps = make_stage(recipe, batch_size, folder)
     batches, one_sound = [[stage.stream.read(range(size))] for size in (batch_size, 1)]
     stage.step(batches, steps[0])  # starts the codebooks and warms up

@@ -325,7 +325,7 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """SPEC section 2.6: blocks start as near-identities, and the head close to a uniform distribution."""
+        """As the paper's code: blocks start as near-identities, and the head close to a uniform distribution."""
         width, depth = self.config.hidden_size, self.config.num_hidden_layers
         std = math.sqrt(1 / (3 * width))
         if isinstance(module, AarModulation):

@@ -133,7 +133,7 @@ class SatQuantizer(AtLeastFp32, nn.Module):
         return 0.5 * hidden + 0.5 * self.phi[self.phi_of_scale[scale]](hidden)
 
     def _quantize(self, latents: torch.Tensor, num_scales: int, start_codebooks: bool = False) -> Iterator[_ScaleStep]:
-        """Residual quantization of `(batch_size, codebook_dim, num_frames)`, scale by scale (SPEC step a to e)."""
+        """Residual quantization of `(batch_size, codebook_dim, num_frames)`, scale by scale (paper, section 3.1)."""
         residual = latents
         for scale, length in enumerate(self.scales[:num_scales]):
             pooled = self._pool(residual, length)

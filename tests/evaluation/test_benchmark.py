@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,23 @@ def test_contenders_take_turns():
         Contender("nothing", lambda: called.append("b"), amount=2.0, has_floor=False),
     ]
     rows = measure(Comparison("things", contenders), CEILINGS, rounds=3, max_seconds=60)
-    assert "".join(called) == "aabb" + 3 * "ab"  # counting and memory first
+    num_calls = 4 if rows[0]["peak memory (MB)"] is None else 5  # a first one, and one for the memory
+    assert "".join(called) == num_calls * "ab"
     assert [row["what"] for row in rows] == ["products", "nothing"]
     assert rows[0]["speed, first row = 1"] == 1.0
     assert rows[1]["units per second"] == pytest.approx(2 / rows[1]["median (s)"])
     assert rows[0]["floor (s)"] == pytest.approx(2 * 64**3 / 1e9) and rows[1]["floor (s)"] is None
     assert all(row["fastest (s)"] <= row["median (s)"] <= row["slowest (s)"] for row in rows)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system tells no peaks")
+def test_memory_at_the_peak():
+    """Beyond what is held before, whatever was needed earlier."""
+    sizes = [2**28, 2**26, 2**10]
+    contenders = [Contender(f"{size} bytes", partial(torch.ones, size // 4), has_floor=False) for size in sizes]
+    rows = measure(Comparison("blocks", contenders), CEILINGS, rounds=1, max_seconds=60)
+    for row, size in zip(rows, sizes, strict=True):
+        assert size / 1e6 - 1 < row["peak memory (MB)"] < size / 1e6 + 10
 
 
 @torch.no_grad()

@@ -53,8 +53,8 @@ class Call:
 
 def measure(comparison: Comparison, ceilings: Ceilings, rounds: int, max_seconds: float) -> list[dict]:
     """
-    Measures all contenders in turn, after two calls of each: a first one, under which its floor is counted, and one
-    that tells its memory, which takes time of its own.
+    Measures all contenders in turn, after a first call of each, under which its floor is counted, and before a last
+    one that tells its memory: to begin with, that hands back what is free, which would take time of the others.
 
     Args:
         ceilings ([`Ceilings`]): of this machine.
@@ -64,13 +64,12 @@ def measure(comparison: Comparison, ceilings: Ceilings, rounds: int, max_seconds
     Returns:
         `list[dict]`: a row of the table for each contender; all numbers, and `None` where there is none.
     """
-    first_calls, floors, peaks = [], [], []
+    first_calls, floors = [], []
     for contender in comparison.contenders:
         counter = FloorCounter(ceilings)
         with counter if contender.has_floor else nullcontext():
             first_calls.append(timed(contender.run))
         floors.append(counter.seconds if contender.has_floor else None)
-        peaks.append(peak_memory(contender.run))
     calls = [[] for _ in comparison.contenders]
     end = time.perf_counter() + max_seconds
     for number in range(rounds):
@@ -78,6 +77,7 @@ def measure(comparison: Comparison, ceilings: Ceilings, rounds: int, max_seconds
             break
         for contender, own_calls in zip(comparison.contenders, calls):
             own_calls.append(timed(contender.run))
+    peaks = [peak_memory(contender.run) for contender in comparison.contenders]
     return [
         _row(contender, comparison.unit, own_calls, calls[0], comparison.contenders[0].amount, *once)
         for contender, own_calls, *once in zip(comparison.contenders, calls, first_calls, floors, peaks)
@@ -132,8 +132,10 @@ def peak_memory(run: Callable[[], object]) -> int | None:
     """Bytes that running it once needs beyond what is held before, at the peak; `None` where no system tells."""
     gc.collect()
     before = _reset_peak_memory()
+    if before is None:
+        return None
     run()
-    return None if before is None else _peak_memory() - before
+    return _peak_memory() - before
 
 
 def _reset_peak_memory() -> int | None:

@@ -1,7 +1,7 @@
 """
 Next-scale generation as one would first write it down, and as the paper's code runs it: what the benchmark compares
 `generate` with. Keys and values are concatenated pass by pass, every pass computes the modulation of all blocks again,
-filters sort all logits, products are PyTorch's own instead of the model's layers', and everything is fp32.
+filters sort all logits, the blocks multiply with PyTorch's own linear layers, and everything is fp32.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Training of AAR (SPEC section 2.4): all scales of a window in one pass, from its own coarser scales."""
+"""Training of AAR (paper, section 3.2): all scales of a window in one pass, from its own coarser scales."""
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Training of SAT (SPEC: reconstruction, mel, adversarial and feature losses around the quantizer's own training)."""
+"""Training of SAT: reconstruction, mel, adversarial and feature losses around the quantizer's own training."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
