@@ -23,7 +23,7 @@ from transformers_aar.training.runs import run_script
 def main(args: EvaluationArguments) -> None:
     logging.set_verbosity_error()
     accelerator = Accelerator(cpu=args.use_cpu)
-    codec = load_codec(args.model).to(accelerator.device)
+    codec = load_codec(args.model).to(accelerator.device).requires_grad_(False)
     rate = codec.config.sampling_rate
     crops = HeldOutCrops(args, accelerator, codec.config.window_length_s, [rate])
     listeners = Listeners(args.embeddings, args.classifier, crops.label_names, rate, accelerator.device)

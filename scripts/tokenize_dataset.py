@@ -60,7 +60,7 @@ def main(args: TokenizeArguments) -> None:
     # a process that is done waits for the others, who may still have hours to go
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
     accelerator = Accelerator(cpu=args.use_cpu, kwargs_handlers=[patience])
-    codec = load_codec(args.codec)
+    codec = load_codec(args.codec).requires_grad_(False)
     codec.windows_per_batch = args.batch_size
     conditioner, processor = (None, None) if args.conditioner is None else load_conditioner(args.conditioner)
     with accelerator.main_process_first():  # the others find it in the cache

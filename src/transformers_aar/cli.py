@@ -359,7 +359,7 @@ def _load_generator(source: str, device: str | None) -> tuple["AarForConditional
 
 def _load_codec(source: str, device: str | None) -> "SatModel":
     model = _load_model(source, device)
-    return getattr(model, "codec_model", model)
+    return getattr(model, "codec_model", model).requires_grad_(False)  # which lets weights be folded
 
 
 def _load_model(source: str, device: str | None) -> "PreTrainedModel":

@@ -1,7 +1,6 @@
 """Next-scale generation through `torch.compile`: one graph for each scale, which later calls use again."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,10 +9,15 @@ from transformers import CompileConfig
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
+from .cuda_graphs_aar import Recordable, RecordedCalls
+
 logger = logging.get_logger(__name__)
 
 # graphs of one function that PyTorch keeps: its own limits would be reached by one call for each of a few batch sizes
 _MAX_GRAPHS = 10_000
+# modes of `torch.compile` with CUDA graphs, and the same without: here whole calls are recorded, since the host takes
+# longer to find the graph of each scale, and to launch what draws its tokens, than a GPU to compute it
+_MODES_WITH_CUDA_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def scale_logits(
@@ -29,14 +33,15 @@ class CompiledScales:
     scale has its own, for each number of rows and dtype. Where compilation fails it goes on without, and says so once.
 
     Args:
-        arguments (`dict`): what `torch.compile` gets, without `dynamic`.
+        arguments (`dict`):
+            What `torch.compile` gets, without `dynamic`. Modes with CUDA graphs are compiled without: `run` has them.
     """
 
     def __init__(self, arguments: dict):
         self.arguments = arguments
         self._compiled: Callable | None = None
         self._has_failed = False
-        self._caches: dict[tuple, Cache] = {}
+        self.recorded = RecordedCalls() if arguments["mode"] in _MODES_WITH_CUDA_GRAPHS else None
 
     def __call__(
         self,
@@ -50,55 +55,59 @@ class CompiledScales:
         if not self._has_failed:
             try:
                 return self._call_compiled(*inputs)
+            except torch.OutOfMemoryError:
+                raise  # with less to do at once it may be as well as ever
             # compilers fail in many ways; what is no fault of theirs fails again below
             except Exception as error:
                 self._has_failed = True
-                self._warn(error)
+                self._warn("`torch.compile`", error)
                 # a pass that broke off may have written to some of them
                 for layer in past_key_values.layers:
                     layer.length = first_slot
         return scale_logits(*inputs)
 
     @staticmethod
-    def _warn(error: Exception) -> None:
+    def _warn(what: str, error: Exception) -> None:
         # the compilers' own errors wrap the reason, and go on for pages
         reason = getattr(error, "inner_exception", error)
         sentence = str(reason).strip().split("\n", 1)[0]
-        logger.warning(
-            f"`torch.compile` failed, so generation goes on without it ({type(reason).__name__}: {sentence})."
-        )
+        logger.warning(f"{what} failed, so generation goes on without it ({type(reason).__name__}: {sentence}).")
 
     def _call_compiled(self, *inputs) -> torch.Tensor:
         if self._compiled is None:
-            self._compiled = torch.compile(scale_logits, dynamic=False, **self.arguments)
+            mode = self.arguments["mode"]
+            arguments = self.arguments | {"mode": _MODES_WITH_CUDA_GRAPHS.get(mode, mode)}
+            self._compiled = torch.compile(scale_logits, dynamic=False, **arguments)
         limits = {"recompile_limit": _MAX_GRAPHS, "accumulated_recompile_limit": _MAX_GRAPHS}
         with torch._dynamo.config.patch(limits):
-            # a CUDA graph writes its next result to the same place
-            return self._compiled(*inputs).clone()
+            return self._compiled(*inputs)
 
-    @contextmanager
-    def static_cache(self, model: nn.Module, prepared: dict, new_cache: Callable[[], Cache]) -> Iterator[Cache]:
+    def run(
+        self,
+        model: nn.Module,
+        key: tuple,
+        function: Recordable,
+        inputs: dict[str, torch.Tensor],
+        generators: list[torch.Generator] | torch.Generator | None,
+    ) -> dict:
         """
-        An empty cache for the rows in `prepared`, in the same memory in each call, as CUDA graphs need it (where this
-        has not been run yet). While one call has it, another one, of a streamer or a thread, gets a new one.
+        What `function` returns of inputs and generators: where CUDA graphs are wanted and the model is one for them,
+        through [`RecordedCalls`], whose arguments these are. Where recording fails it goes on without, and warns.
         """
-        start = prepared["start"]
-        device_type = start.device.type
-        autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-        key = (len(start), start.dtype, start.device, autocast)
-        cache = self._caches.pop(key, None)
-        if cache is None:
-            cache = new_cache()
-            # a first pass allocates it, and knows dtypes and devices
-            model.model.forward_scale(prepared, None, cache, 0)
-            for layer in cache.layers:
-                torch._dynamo.mark_static_address(layer.keys)
-                torch._dynamo.mark_static_address(layer.values)
-        cache.reset()
-        try:
-            yield cache
-        finally:
-            self._caches[key] = cache
+        if self.recorded is not None and self.recorded.can_record(model, generators):
+            try:
+                return self.recorded(model, (key, _autocast_dtype(model.device.type)), function, inputs, generators)
+            except torch.OutOfMemoryError:
+                raise
+            # what is no fault of the recording's fails again below
+            except Exception as error:
+                self.recorded = None
+                self._warn("Recording a CUDA graph", error)
+        return function(inputs, generators)
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 # apart from the models, so that a copy of one has graphs and caches of its own
@@ -106,11 +115,13 @@ _COMPILED: WeakKeyDictionary[nn.Module, CompiledScales] = WeakKeyDictionary()
 
 
 def compiled_scales(model: nn.Module, compile_config: CompileConfig) -> CompiledScales:
-    """The model's own [`CompiledScales`], the same one until another configuration is given."""
+    """The model's own [`CompiledScales`], the same one until another configuration is given, for one call."""
     arguments = compile_config.to_dict()
     if arguments.pop("dynamic"):
         raise ValueError("Each scale is compiled for its own length; leave `dynamic` out of `compile_config`.")
     known = _COMPILED.get(model)
     if known is None or known.arguments != arguments:
         known = _COMPILED[model] = CompiledScales(arguments)
+    if known.recorded is not None:
+        known.recorded.check(model)
     return known

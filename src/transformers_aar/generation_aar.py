@@ -1,9 +1,8 @@
 """Next-scale generation: sixteen forward passes for a second of sound (arXiv 2408.09027, section 3.2)."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import (
@@ -167,7 +166,7 @@ class _Passes:
     num_rows: int
     prepared: dict
     cache: Cache
-    compiled: CompiledScales | None = None
+    compiled: CompiledScales | None
 
 
 class AarGenerationMixin(GenerationMixin):
@@ -242,10 +241,11 @@ class AarGenerationMixin(GenerationMixin):
                 on this number.
                 `compile_config` ([`CompileConfig`], *optional*): put the pass of every scale through `torch.compile`,
                 on any device. Each scale is compiled on its own, for each number of rows and dtype, which takes long;
-                the graphs, and a cache of keys and values for them, are kept for later calls. Logits then differ by
-                rounding, and so may draws. Its `mode` is "reduce-overhead" by default, which on a GPU means CUDA
-                graphs and has not been run yet. Where compilation fails there is a warning, and everything runs as
-                without it.
+                the graphs are kept for later calls. Logits then differ by rounding, and so may draws. Its `mode` is
+                "reduce-overhead" by default, which on a GPU means CUDA graphs and has not been run yet: a call without
+                a streamer, with generators of the GPU or none, is recorded whole, for its shapes and settings, and
+                then repeated with other conditionings and draws. Where compilation or recording fails there is a
+                warning, and everything runs as without it.
                 `return_dict_in_generate`, `output_scores`, `output_logits` (`bool`, `False`).
 
         Returns:
@@ -280,12 +280,13 @@ class AarGenerationMixin(GenerationMixin):
                 f"which is {config.max_batch_rows}."
             )
         warpers = self._get_warpers(config)
+        compiled = self._compiled_scales(config)
         try:
-            results = [self._generate_rows(rows, config, warpers, streamer) for rows in parts]
+            results = [self._generate_rows(rows, config, warpers, streamer, compiled) for rows in parts]
         finally:
             if streamer is not None:
                 streamer.end()
-        return self._collect(results, len(embeds), num_windows, config)
+        return self._collect(results, len(embeds), num_windows, config, compiled)
 
     # --- arguments ---------------------------------------------------------------------------------------------------
 
@@ -398,6 +399,12 @@ class AarGenerationMixin(GenerationMixin):
             warpers.append(TopPLogitsWarper(config.top_p))
         return warpers
 
+    def _compiled_scales(self, config: GenerationConfig) -> CompiledScales | None:
+        if config.compile_config is not None and has_fixed_linears(self):
+            logger.warning_once("`compile_config` does nothing for a model after `prepack` or `to_int8`.")
+            return None
+        return None if config.compile_config is None else compiled_scales(self, config.compile_config)
+
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -419,29 +426,30 @@ class AarGenerationMixin(GenerationMixin):
                     generators=generator[sounds] if isinstance(generator, list) else generator,
                 )
 
-    def _generate_rows(self, rows: _Rows, config: GenerationConfig, warpers, streamer) -> dict:
+    def _generate_rows(
+        self, rows: _Rows, config: GenerationConfig, warpers, streamer, compiled: CompiledScales | None
+    ) -> dict:
         """All scales of one batch of windows; returns codes, running sums, and logits where they are wanted."""
-        with self._prepare_passes(rows, config.compile_config) as passes:
-            return self._run_scales(passes, rows, config, warpers, streamer)
 
-    @contextmanager
-    def _prepare_passes(self, rows: _Rows, compile_config) -> Iterator[_Passes]:
+        def run(inputs: dict[str, torch.Tensor], generators) -> dict:
+            own_rows = replace(rows, **inputs, generators=generators)
+            passes = self._prepare_passes(own_rows, compiled)
+            return self._run_scales(passes, own_rows, config, warpers, streamer)
+
+        inputs = {name: getattr(rows, name) for name in ("conditioning", "unconditional", "given_codes")}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if compiled is None or streamer is not None:
+            return run(inputs, rows.generators)
+        settings = (*_CUSTOM_DEFAULTS, *_LIBRARY_FIELDS)
+        key = tuple(getattr(config, name) for name in settings if name != "compile_config")
+        return compiled.run(self, key, run, inputs, rows.generators)
+
+    def _prepare_passes(self, rows: _Rows, compiled: CompiledScales | None) -> _Passes:
         embeds = rows.conditioning
         if rows.unconditional is not None:
             embeds = torch.cat([embeds, rows.unconditional.to(embeds)])
-        prepared = self.model.prepare_scales(embeds)
-        if compile_config is not None and has_fixed_linears(self):
-            logger.warning_once("`compile_config` does nothing for a model after `prepack` or `to_int8`.")
-            compile_config = None
-        if compile_config is None:
-            yield _Passes(len(rows.conditioning), prepared, self._new_cache())
-        else:
-            compiled = compiled_scales(self, compile_config)
-            with compiled.static_cache(self, prepared, self._new_cache) as cache:
-                yield _Passes(len(rows.conditioning), prepared, cache, compiled)
-
-    def _new_cache(self) -> Cache:
-        return Cache(layers=[AarCacheLayer(self.config.num_slots) for _ in self.model.layers])
+        cache = Cache(layers=[AarCacheLayer(self.config.num_slots) for _ in self.model.layers])
+        return _Passes(len(rows.conditioning), self.model.prepare_scales(embeds), cache, compiled)
 
     def _run_scales(self, passes: _Passes, rows: _Rows, config: GenerationConfig, warpers, streamer) -> dict:
         quantizer = self.codec_model.quantizer
@@ -531,11 +539,11 @@ class AarGenerationMixin(GenerationMixin):
         weights = ((scores * (1 + progress) + gumbel) / temperature).softmax(-1)
         return self.codec_model.quantizer.mix(weights, scale)
 
-    def _collect(self, results: list[dict], num_sounds: int, num_windows: int, config: GenerationConfig):
+    def _collect(self, results: list[dict], num_sounds: int, num_windows: int, config, compiled):
         """Joins the batches, which are whole sounds or pieces of one in order, decodes them, and shapes the output."""
         codes = torch.cat([torch.cat(result["codes"], dim=-1) for result in results])
         f_hat = torch.cat([result["f_hat"] for result in results]).unflatten(0, (num_sounds, num_windows))
-        audio = self.codec_model.decode_f_hat(f_hat)
+        audio = self._decode(f_hat, compiled)
         if not config.return_dict_in_generate:
             return audio
         per_scale = {
@@ -549,6 +557,16 @@ class AarGenerationMixin(GenerationMixin):
             lengths=torch.full((num_sounds,), audio.shape[-1], device=audio.device),
             **per_scale,
         )
+
+    def _decode(self, f_hat: torch.Tensor, compiled: CompiledScales | None) -> torch.Tensor:
+        """Waveforms `(num_sounds, audio_channels, num_samples)` of running sums `(num_sounds, num_windows, …)`."""
+
+        def run(inputs: dict[str, torch.Tensor], generators) -> dict:
+            return {"audio": self.codec_model.decode_f_hat(inputs["f_hat"])}
+
+        inputs = {"f_hat": f_hat}
+        result = run(inputs, []) if compiled is None else compiled.run(self, ("decode",), run, inputs, [])
+        return result["audio"]
 
 
 __all__ = ["AarGenerationMixin", "AarGenerateOutput", "AarPreviewStreamer"]

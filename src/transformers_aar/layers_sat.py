@@ -83,30 +83,29 @@ class SatConv1d(EncodecConv1d):
 
 class FoldedWeightNorm(nn.Module):
     """
-    Weight normalisation w = g · v / ‖v‖ that is computed anew only when a gradient is wanted. Otherwise the product is
-    kept until one of its factors changes, so that inference pays for it once and checkpoints have one layout.
+    Weight normalisation w = g · v / ‖v‖ whose result is kept where both factors are frozen, until one of them is
+    replaced or changed in place. Trainable ones are normalised anew each time: PyTorch's fused optimizers change them
+    without leaving a trace. Nor does writing to a frozen factor through `.data`; replace it instead.
     """
 
     def __init__(self):
         super().__init__()
-        self._folded = None
-        self._folded_from = None
-        self._factors = None
+        # what was folded, as it was then, and the product; in one piece, since threads may share it
+        self._folded: tuple | None = None
 
     def forward(self, magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and (magnitude.requires_grad or direction.requires_grad):
-            self._folded = self._folded_from = self._factors = None
-            return torch._weight_norm(direction, magnitude, 0)
-        if torch.compiler.is_compiling() or direction.is_inference():  # neither lets changes be noticed
+        is_trainable = magnitude.requires_grad or direction.requires_grad
+        # neither of the other two lets changes be noticed
+        if is_trainable or torch.compiler.is_compiling() or direction.is_inference():
             return torch._weight_norm(direction, magnitude, 0)
         state = [(part.data_ptr(), part._version, part.dtype, part.device) for part in (magnitude, direction)]
-        if state != self._folded_from:
+        folded = self._folded
+        if folded is None or folded[0] != state:
             # held, so that replaced factors can't turn up at the address of those that were folded
-            self._factors = magnitude.detach(), direction.detach()
+            factors = magnitude.detach(), direction.detach()
             with torch.inference_mode(False):  # a later call may want gradients of the convolution's input
-                self._folded = torch._weight_norm(direction.detach(), magnitude.detach(), 0)
-            self._folded_from = state
-        return self._folded
+                self._folded = folded = state, factors, torch._weight_norm(factors[1], factors[0], 0)
+        return folded[2]
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:

@@ -212,7 +212,7 @@ def make_contender(args: ClaimsArguments, name: str, folder: Path, data_dir: str
 def tokenize(args: ClaimsArguments, dataset, codec: Path, token_cache: Path, num_workers: int) -> None:
     """Runs a codec over a split."""
     AcceleratorState._reset_state()
-    model = load_codec(codec)
+    model = load_codec(codec).requires_grad_(False)
     model.windows_per_batch = args.batch_size
     write_token_cache(dataset, token_cache, model, Accelerator(cpu=args.use_cpu), num_workers=num_workers)
 

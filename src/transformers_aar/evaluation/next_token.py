@@ -143,17 +143,16 @@ class NextTokenModel(AarForConditionalGeneration):
         return F.embedding(codes, self.codec_model.quantizer.codebook[level])
 
     def _generate_rows(
-        self, rows, config: GenerationConfig, warpers: LogitsProcessorList, streamer: BaseStreamer | None
+        self, rows, config: GenerationConfig, warpers: LogitsProcessorList, streamer: BaseStreamer | None, compiled
     ) -> dict:
         """All tokens of one batch of windows; returns what [`AarForConditionalGeneration`] returns of its scales."""
-        of_scales = (rows.given_codes, streamer, config.max_scales, config.compile_config)
+        of_scales = (rows.given_codes, streamer, config.max_scales, compiled)
         if any(value is not None for value in of_scales) or config.gumbel_smoothing or config.unguided_scales:
             raise ValueError(
                 "Next-token generation knows no scales: leave out `audio_codes`, `streamer`, `gumbel_smoothing`, "
                 "`unguided_scales`, `max_scales` and `compile_config`."
             )
-        with self._prepare_passes(rows, compile_config=None) as passes:
-            return self._run_tokens(passes, rows, config, warpers)
+        return self._run_tokens(self._prepare_passes(rows, compiled), rows, config, warpers)
 
     def _run_tokens(self, passes, rows, config: GenerationConfig, warpers: LogitsProcessorList) -> dict:
         vectors, all_tokens, result = None, [], {"logits": [], "scores": []}
