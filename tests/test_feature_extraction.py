@@ -89,19 +89,20 @@ def test_stereo_codec():
     assert features["input_values"].shape == (2, 2, 7)
     assert torch.equal(features["input_values"][0], torch.from_numpy(sound))
     assert features["padding_mask"].shape == (2, 7)
-    with pytest.raises(ValueError, match="expects 2 channel"):
+    with pytest.raises(ValueError, match=r"2 channel\(s\) are expected"):
         extractor(RAMP, sampling_rate=16_000)
 
 
 BAD = {
     "no rate": (RAMP, {"sampling_rate": None}, "Pass `sampling_rate`.*24000 Hz"),
-    "wrong rate": (RAMP, {"sampling_rate": 44_100}, r"44100 Hz.*24000 Hz; resample it.*audio, 44100, 24000\)"),
+    "wrong rate": (RAMP, {"sampling_rate": 44_100}, r"44100 Hz.*24000 Hz; resample it.*\(audio\), 44100, 24000\)"),
     "stereo": (np.stack([RAMP, RAMP]), {}, r"Sound 0 has the shape \(2, 7\).*mix it down"),
     "stereo in a batch": ([RAMP, np.stack([RAMP, RAMP])], {}, "Sound 1 .*mix it down"),
     "samples first": (RAMP[:, None], {}, r"shape \(7, 1\)"),
+    "channels last": (np.zeros((48_000, 2)), {}, r"shape \(48000, 2\), with its channels last.*audio.mean\(1\)"),
     "empty": (np.zeros(0), {}, "Sound 0 is empty"),
     "empty in a batch": ([RAMP, np.zeros(0)], {}, "Sound 1 is empty"),
-    "empty list": ([], {}, "`raw_audio` is an empty list"),
+    "empty list": ([], {}, "There is no sound"),
     "NaN": (np.array([0.0, np.nan]), {}, "Sound 0 holds NaN or infinite"),
     "infinite": ([RAMP, torch.tensor([0.0, -torch.inf])], {}, "Sound 1 holds NaN or infinite"),
     "a number": (0.5, {}, "Sound 0 is no array of numbers"),

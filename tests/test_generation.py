@@ -193,7 +193,7 @@ def test_negative_conditioning(model, build_generator):
         torch.testing.assert_close(output.logits[3], 5 * conditional[3] - 4 * unconditional[3], atol=2e-3, rtol=1e-3)
     with pytest.raises(ValueError, match="no effect without guidance"):
         draw(model, embeds, guidance_scale=0.0, negative_conditioning_embeds=negative)
-    with pytest.raises(ValueError, match="Got 2 negative conditionings for 3 sounds"):
+    with pytest.raises(ValueError, match="Got 2 negative conditionings for 3 to generate"):
         draw(model, random_embeds(3), negative_conditioning_embeds=negative)
 
     labelled = build_generator(conditioning="label", labels=["Dog", "Rain"]).requires_grad_(False)
@@ -368,7 +368,7 @@ def test_all_scales_given_is_decoding(model):
         (torch.zeros(1, 1, 2, dtype=torch.long), "whole scales"),
         (torch.zeros(1, 3, dtype=torch.long), "must have the shape"),
         (torch.full((1, 1, 3), 16), "between 0 and 15"),
-        (torch.zeros(2, 1, 3, dtype=torch.long), "holds 2 sounds for 3"),
+        (torch.zeros(2, 1, 3, dtype=torch.long), "Got 2 sounds in `audio_codes` for 3"),
     ],
 )
 def test_bad_given_codes_are_refused(model, codes, message):

@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import logging
 
 from .cuda_graphs_aar import Recordable, RecordedCalls
+from .layers_aar import AarPreparedScales
 
 logger = logging.get_logger(__name__)
 
@@ -21,7 +22,11 @@ _MODES_WITH_CUDA_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-au
 
 
 def scale_logits(
-    model: nn.Module, prepared: dict, scale_input: torch.Tensor | None, past_key_values: Cache, first_slot: int
+    model: nn.Module,
+    prepared: AarPreparedScales,
+    scale_input: torch.Tensor | None,
+    past_key_values: Cache,
+    first_slot: int,
 ) -> torch.Tensor:
     """Logits `(rows, n_s, codebook_size)` of one scale; the arguments are those of [`AarModel.forward_scale`]."""
     return model.lm_head(model.model.forward_scale(prepared, scale_input, past_key_values, first_slot))
@@ -46,7 +51,7 @@ class CompiledScales:
     def __call__(
         self,
         model: nn.Module,
-        prepared: dict,
+        prepared: AarPreparedScales,
         scale_input: torch.Tensor | None,
         past_key_values: Cache,
         first_slot: int,

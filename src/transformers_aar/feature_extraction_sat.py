@@ -54,12 +54,10 @@ class SatFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"Pass `sampling_rate` (this codec expects {self.sampling_rate} Hz).")
         if sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"The audio has {sampling_rate} Hz but this codec expects {self.sampling_rate} Hz; resample it first, "
-                f"for example with torchaudio.functional.resample(audio, {sampling_rate}, {self.sampling_rate})."
+                f"The audio has {sampling_rate} Hz but this codec expects {self.sampling_rate} Hz; resample it first: "
+                f"torchaudio.functional.resample(torch.as_tensor(audio), {sampling_rate}, {self.sampling_rate})."
             )
-        sounds = [self._check(sound, number) for number, sound in enumerate(_as_list(raw_audio))]
-        if not sounds:
-            raise ValueError("`raw_audio` is an empty list; give at least one sound.")
+        sounds = check_sounds(raw_audio, self.feature_size)
         lengths = {sound.shape[1] for sound in sounds}
         if not padding and return_tensors is not None and len(lengths) > 1:
             raise ValueError("The sounds differ in length; pass `padding=True`, or `return_tensors=None` for lists.")
@@ -81,35 +79,55 @@ class SatFeatureExtractor(SequenceFeatureExtractor):
         output.get("auto_map", {}).pop("AutoProcessor", None)
         return output
 
-    def _check(self, sound, number: int) -> np.ndarray:
-        """One sound as float32 of shape `(channels, num_samples)`."""
-        if isinstance(sound, torch.Tensor):
-            sound = sound.detach().cpu()
-            # NumPy knows no bfloat16
-            sound = sound.float() if sound.is_floating_point() else sound
-        try:
-            sound = np.asarray(sound)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"Sound {number} is no array of numbers; give its samples.") from error
-        if sound.ndim == 0 or sound.dtype.kind not in "iuf":
-            raise ValueError(f"Sound {number} is no array of numbers; give its samples.")
-        if sound.dtype.kind != "f":
-            raise ValueError(
-                f"Sound {number} holds whole numbers ({sound.dtype}); scale it to floats within ±1 first, for "
-                "example 16-bit audio with audio / 32768."
-            )
-        sound = sound.astype(np.float32, copy=False)
-        sound = sound[None] if sound.ndim == 1 else sound
-        if sound.ndim != 2 or sound.shape[0] != self.feature_size:
-            raise ValueError(
-                f"Sound {number} has the shape {sound.shape}, but this codec expects {self.feature_size} channel(s) "
-                f"as ({self.feature_size}, num_samples); mix it down first, for example with audio.mean(0)."
-            )
-        if sound.shape[1] == 0:
-            raise ValueError(f"Sound {number} is empty; give at least one sample.")
-        if not np.isfinite(sound).all():
-            raise ValueError(f"Sound {number} holds NaN or infinite samples; clean it first.")
-        return sound
+
+def check_sounds(raw_audio, channels: int) -> list[np.ndarray]:
+    """
+    The sounds of a batch, or of one sound without a batch around it, as float32 `(channels, num_samples)` each.
+
+    Raises:
+        ValueError: for no sounds, for sounds without samples or with another number of channels, and for whole, NaN
+            or infinite numbers.
+    """
+    sounds = [_check_sound(sound, number, channels) for number, sound in enumerate(_as_list(raw_audio))]
+    if not sounds:
+        raise ValueError("There is no sound; give at least one.")
+    return sounds
+
+
+def _check_sound(sound, number: int, channels: int) -> np.ndarray:
+    """One sound as float32 of shape `(channels, num_samples)`."""
+    if isinstance(sound, torch.Tensor):
+        sound = sound.detach().cpu()
+        # NumPy knows no bfloat16
+        sound = sound.float() if sound.is_floating_point() else sound
+    try:
+        sound = np.asarray(sound)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Sound {number} is no array of numbers; give its samples.") from error
+    if sound.ndim == 0 or sound.dtype.kind not in "iuf":
+        raise ValueError(f"Sound {number} is no array of numbers; give its samples.")
+    if sound.dtype.kind != "f":
+        raise ValueError(
+            f"Sound {number} holds whole numbers ({sound.dtype}); scale it to floats within ±1 first, for "
+            "example 16-bit audio with audio / 32768."
+        )
+    sound = sound.astype(np.float32, copy=False)
+    sound = sound[None] if sound.ndim == 1 else sound
+    if sound.ndim == 2 and sound.shape[0] != channels and sound.shape[1] <= 8 < sound.shape[0]:
+        raise ValueError(
+            f"Sound {number} has the shape {sound.shape}, with its channels last, as soundfile reads; {channels} "
+            f"channel(s) are expected, as ({channels}, num_samples): mix it down with audio.mean(1), or transpose it."
+        )
+    if sound.ndim != 2 or sound.shape[0] != channels:
+        raise ValueError(
+            f"Sound {number} has the shape {sound.shape}, but {channels} channel(s) are expected, as "
+            f"({channels}, num_samples); mix it down first, for example with audio.mean(0)."
+        )
+    if sound.shape[1] == 0:
+        raise ValueError(f"Sound {number} is empty; give at least one sample.")
+    if not np.isfinite(sound).all():
+        raise ValueError(f"Sound {number} holds NaN or infinite samples; clean it first.")
+    return sound
 
 
 def _as_list(raw_audio) -> list:

@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput, logging
 
 from .compilation_aar import CompiledScales, compiled_scales
+from .layers_aar import AarPreparedScales
 from .linear_aar import has_fixed_linears
 
 logger = logging.get_logger(__name__)
@@ -164,7 +165,7 @@ class _Passes:
     """What the passes of one batch share. Of the rows in `prepared` the conditional ones come first."""
 
     num_rows: int
-    prepared: dict
+    prepared: AarPreparedScales
     cache: Cache
     compiled: CompiledScales | None
 
@@ -267,6 +268,9 @@ class AarGenerationMixin(GenerationMixin):
         given = self._check_given_codes(audio_codes, len(embeds), config)
         num_windows = config.num_windows if given is None else given.shape[1]
         generator = list(generator) if isinstance(generator, (list, tuple)) else generator
+        for one in generator if isinstance(generator, list) else [generator]:
+            if not isinstance(one, torch.Generator | None):
+                raise ValueError(f"`generator` must be a `torch.Generator` or a list of them, got {one!r}.")
         if isinstance(generator, list) and len(generator) != len(embeds):
             raise ValueError(
                 f"Got {len(generator)} generators for {len(embeds)} sounds; give one for each, or one in all."
@@ -366,11 +370,7 @@ class AarGenerationMixin(GenerationMixin):
         if not config.guidance_scale:
             raise ValueError("A negative conditioning has no effect without guidance; set `guidance_scale`.")
         negative = self._checked_conditioning(embeds, input_ids, attention_mask)
-        if num_sounds % len(negative):
-            raise ValueError(
-                f"Got {len(negative)} negative conditionings for {num_sounds} sounds; give one, or one each."
-            )
-        return negative.repeat_interleave(num_sounds // len(negative), dim=0)
+        return self._repeat_for_sounds(negative, num_sounds, config, "negative conditionings")
 
     def _check_given_codes(
         self, audio_codes: torch.LongTensor | None, num_sounds: int, config: GenerationConfig
@@ -381,9 +381,15 @@ class AarGenerationMixin(GenerationMixin):
         num_given = len(self.codec_model.quantizer.split(audio_codes))
         if config.max_scales is not None and num_given > config.max_scales:
             raise ValueError(f"`audio_codes` holds {num_given} scales, more than `max_scales`, {config.max_scales}.")
-        if num_sounds % len(audio_codes):
-            raise ValueError(f"`audio_codes` holds {len(audio_codes)} sounds for {num_sounds}; give one, or one each.")
-        return audio_codes.repeat_interleave(num_sounds // len(audio_codes), dim=0)
+        return self._repeat_for_sounds(audio_codes, num_sounds, config, "sounds in `audio_codes`")
+
+    @staticmethod
+    def _repeat_for_sounds(given: torch.Tensor, num_sounds: int, config: GenerationConfig, name: str) -> torch.Tensor:
+        """One row per sound, of one in all, one per conditioning, or one per sound."""
+        counts = (1, num_sounds // config.num_return_sequences, num_sounds)
+        if len(given) not in counts:
+            raise ValueError(f"Got {len(given)} {name} for {num_sounds} to generate; give one, or one each.")
+        return given.repeat_interleave(num_sounds // len(given), dim=0)
 
     @staticmethod
     def _get_warpers(config: GenerationConfig) -> LogitsProcessorList:
@@ -464,22 +470,22 @@ class AarGenerationMixin(GenerationMixin):
             is_given = scale < len(given)
             if scale == num_scales - config.unguided_scales:
                 # nothing from here on reads the unconditional rows
-                passes.prepared = self.model.keep_rows(passes.prepared, passes.num_rows)
+                passes.prepared = passes.prepared.first(passes.num_rows)
             if len(given) < len(scales):
                 logits = self._scale_logits(passes, next_input, slot, config.guidance_scale * progress, is_given)
             if is_given:
-                tokens = vectors = given[scale]
+                tokens = vectors = given[scale].to(f_hat.device)
             else:
                 scores = warpers(None, logits.flatten(0, 1)).view_as(logits)
                 tokens = self._choose(scores, config.do_sample, rows.generators)
-                vectors = tokens
+                tokens = vectors = tokens.to(f_hat.device)
                 if config.gumbel_smoothing:
                     vectors = self._gumbel_mixture(scores, scale, progress, rows.generators)
                 if config.output_logits:
                     result["logits"].append(logits)
                 if config.output_scores:
                     result["scores"].append(scores)
-            f_hat, next_input = quantizer.accumulate(f_hat, vectors.to(f_hat.device), scale)
+            f_hat, next_input = quantizer.accumulate(f_hat, vectors, scale)
             result["codes"].append(tokens)
             slot += length
             if streamer is not None:
@@ -494,9 +500,9 @@ class AarGenerationMixin(GenerationMixin):
         for a scale that is given.
         """
         num_rows, prepared = passes.num_rows, passes.prepared
-        guided = len(prepared["start"]) > num_rows
+        guided = len(prepared.start) > num_rows
         if next_input is not None:
-            next_input = next_input.to(prepared["start"].device)
+            next_input = next_input.to(prepared.start.device)
             next_input = torch.cat([next_input, next_input]) if guided else next_input
         if passes.compiled is not None:
             logits = passes.compiled(self, prepared, next_input, passes.cache, slot)

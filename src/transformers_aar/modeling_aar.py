@@ -1,5 +1,6 @@
 """AAR, next-scale acoustic autoregression: a transformer over the scales of SAT's codes (arXiv 2408.09027)."""
 
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -11,19 +12,27 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.encodec.modeling_encodec import EncodecDecoder, EncodecEncoder
 from transformers.utils import ModelOutput
 
 from .configuration_aar import AarConfig
 from .configuration_sat import SatConfig
 from .generation_aar import AarGenerationMixin
+from .layers_aar import (
+    AarAttention,
+    AarConditioningMLP,
+    AarEmbeddings,
+    AarFinalNorm,
+    AarHead,
+    AarLayer,
+    AarModulation,
+    AarPreparedScales,
+)
 from .layers_sat import AtLeastFp32, at_least_fp32, specialize
 from .linear_aar import (
     AarFixedLinear,
     AarInt8Linear,
-    AarLinear,
     AarOutputProjection,
     AarPackedLinear,
     fix_linears,
@@ -68,240 +77,6 @@ class AarOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention in the form of the library's attention interface."""
-    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = at_least_fp32(weights).softmax(-1).to(value.dtype)
-    return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-def drop_path(hidden_states: torch.Tensor, rate: float, draws: torch.Tensor | None) -> torch.Tensor:
-    """
-    Stochastic depth: zeroes a residual branch `(batch_size, num_slots, hidden_size)` of the items whose uniform draw
-    `(batch_size,)` is below `rate`, and scales up the rest. Without draws nothing is dropped.
-    """
-    if rate == 0.0 or draws is None:
-        return hidden_states
-    keep = draws >= rate
-    return hidden_states * keep[:, None, None].to(hidden_states.dtype) / (1 - rate)
-
-
-class AarModulation(nn.Linear):
-    """Linear layer from the conditioning to the gains, scales and shifts of an adaptive norm."""
-
-    def __init__(self, hidden_size: int, num_parts: int):
-        super().__init__(hidden_size, num_parts * hidden_size)
-        self.num_parts = num_parts
-
-    def forward(self, conditioning: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, hidden_size)` → `(batch_size, num_parts, hidden_size)`."""
-        return super().forward(conditioning).unflatten(-1, (self.num_parts, -1))
-
-
-class AarAttention(nn.Module):
-    """Multi-head attention with a fused projection, without a bias on the keys."""
-
-    # without a mask the library's functions would take the queries of one scale for a causal sequence
-    is_causal = False
-
-    def __init__(self, config: AarConfig, layer_idx: int):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.num_heads = config.num_attention_heads
-        self.use_qk_norm = config.use_qk_norm
-        width = config.hidden_size
-        self.qkv_proj = AarLinear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.empty(width))
-        self.v_bias = nn.Parameter(torch.empty(width))
-        self.o_proj = AarOutputProjection(width, width)
-        if self.use_qk_norm:
-            self.log_scale = nn.Parameter(torch.empty(self.num_heads))
-        self.scaling = 1.0 if self.use_qk_norm else 1 / (4 * math.sqrt(config.head_dim))
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = (self.qkv_proj(hidden_states) + bias).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if self.use_qk_norm:
-            # exp(log_scale) is at most 100: sharper attention only makes training unstable
-            scale = at_least_fp32(self.log_scale).clamp(max=math.log(100)).exp()[:, None, None]
-            query = (F.normalize(at_least_fp32(query), dim=-1) * scale).to(value.dtype)
-            key = F.normalize(at_least_fp32(key), dim=-1).to(value.dtype)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling)
-        return self.o_proj(output.flatten(2)), weights
-
-
-class AarMLP(nn.Module):
-    def __init__(self, config: AarConfig):
-        super().__init__()
-        inner = round(config.hidden_size * config.mlp_ratio)
-        self.fc1 = AarLinear(config.hidden_size, inner)
-        self.fc2 = AarOutputProjection(inner, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.fc1, AarLinear):
-            return self.fc2(self.fc1(hidden_states, with_gelu=True))
-        # an adapter in its place adds to what the GELU gets
-        return self.fc2(F.gelu(self.fc1(hidden_states), approximate="tanh"))
-
-
-class AarLayer(GradientCheckpointingLayer):
-    """
-    Pre-norm transformer block. With adaptive norms: x ← x + γ1·Attn(LN(x)·(1+σ1) + β1), then
-    x ← x + γ2·MLP(LN(x)·(1+σ2) + β2).
-    """
-
-    def __init__(self, config: AarConfig, layer_idx: int):
-        super().__init__()
-        self.adaln = config.adaln
-        self.drop_path_rate = config.drop_path_rate * layer_idx / max(config.num_hidden_layers - 1, 1)
-        is_plain = config.adaln == "none"
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=1e-6, elementwise_affine=is_plain)
-        self.self_attn = AarAttention(config, layer_idx)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=1e-6, elementwise_affine=is_plain)
-        self.mlp = AarMLP(config)
-        if config.adaln == "per_block":
-            self.modulation = AarModulation(config.hidden_size, 6)
-        elif config.adaln == "shared":
-            self.modulation_offset = nn.Parameter(torch.empty(6, config.hidden_size))
-
-    def modulate(self, conditioning: torch.Tensor) -> torch.Tensor | None:
-        """γ1, γ2, σ1, σ2, β1, β2 as `(batch_size, 6, hidden_size)`, from what [`AarModel`] feeds all its blocks."""
-        if self.adaln == "per_block":
-            return self.modulation(conditioning)
-        return conditioning + self.modulation_offset if self.adaln == "shared" else None
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        conditioning: torch.Tensor | None = None,
-        modulation: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        dropout_draws: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        `hidden_states` `(batch_size, num_slots, hidden_size)`; either `conditioning`, see `modulate`, or its result as
-        `modulation`; `dropout_draws` `(batch_size, 2)` for stochastic depth, one draw per residual branch. Returns the
-        new hidden states and the attention weights, if the implementation has them.
-        """
-        attention_draws, mlp_draws = (None, None) if dropout_draws is None else dropout_draws.unbind(-1)
-        if modulation is None:
-            modulation = self.modulate(conditioning)
-        if modulation is None:
-            gain1, gain2, scale1, scale2, shift1, shift2 = 1.0, 1.0, 0.0, 0.0, 0.0, 0.0
-        else:
-            gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
-        branch, weights = self.self_attn(
-            self.norm1(hidden_states) * (1 + scale1) + shift1, attention_mask, past_key_values
-        )
-        hidden_states = hidden_states + drop_path(gain1 * branch, self.drop_path_rate, attention_draws)
-        branch = self.mlp(self.norm2(hidden_states) * (1 + scale2) + shift2)
-        return hidden_states + drop_path(gain2 * branch, self.drop_path_rate, mlp_draws), weights
-
-
-class AarFinalNorm(nn.LayerNorm):
-    """Layer norm before the head: with a scale and a shift from the conditioning, or with learned ones."""
-
-    def __init__(self, config: AarConfig):
-        super().__init__(config.hidden_size, eps=1e-6, elementwise_affine=config.adaln == "none")
-        self.modulation = AarModulation(config.hidden_size, 2) if config.adaln != "none" else None
-
-    def modulate(self, conditioning: torch.Tensor) -> torch.Tensor | None:
-        """Scale and shift as `(batch_size, 2, hidden_size)`, from what [`AarModel`] feeds it."""
-        return None if self.modulation is None else self.modulation(conditioning)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        conditioning: torch.Tensor | None = None,
-        modulation: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`hidden_states` `(batch_size, num_slots, hidden_size)`; either `conditioning` or `modulate`'s result."""
-        hidden_states = super().forward(hidden_states)
-        if modulation is None:
-            modulation = self.modulate(conditioning)
-        if modulation is None:
-            return hidden_states
-        scale, shift = modulation.unsqueeze(2).unbind(1)
-        return hidden_states * (1 + scale) + shift
-
-
-class AarConditioningMLP(nn.Module):
-    def __init__(self, config: AarConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.conditioning_dim, config.hidden_size, bias=False)
-        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(self, conditioning_embeds: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(conditioning_embeds), approximate="tanh"))
-
-
-class AarEmbeddings(nn.Module):
-    """Slots of the sequence: a learned position for each of them, a learned level for each scale, and their inputs."""
-
-    def __init__(self, config: AarConfig):
-        super().__init__()
-        self.scales = list(config.codec_config.scales)
-        self.input_proj = nn.Linear(config.codec_config.codebook_dim, config.hidden_size)
-        self.start_position = nn.Parameter(torch.empty(self.scales[0], config.hidden_size))
-        self.positions = nn.Parameter(torch.empty(sum(self.scales), config.hidden_size))
-        self.levels = nn.Embedding(len(self.scales), config.hidden_size)
-
-    def forward(
-        self, conditioning: torch.Tensor, scale_inputs: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            conditioning (`torch.Tensor` of shape `(batch_size, hidden_size)`):
-                Input of the first scale's slots.
-            scale_inputs (`torch.Tensor` of shape `(batch_size, length, codebook_dim)`, *optional*):
-                The quantizer's pooled running sums, input of the slots that follow.
-
-        Returns:
-            The embedded inputs `(batch_size, n_0 + length, hidden_size)`, and what every slot adds to its input,
-            position plus level, `(num_slots, hidden_size)`.
-        """
-        levels = self.levels(torch.arange(len(self.scales), device=conditioning.device))
-        levels = [level.expand(size, -1) for level, size in zip(levels, self.scales, strict=True)]
-        slots = self.positions + torch.cat(levels)
-        inputs = conditioning[:, None] + self.start_position
-        if scale_inputs is not None:
-            inputs = torch.cat([inputs, self.project(scale_inputs)], dim=1)
-        return inputs + slots[: inputs.shape[1]], slots
-
-    def project(self, scale_inputs: torch.Tensor) -> torch.Tensor:
-        """Running sums `(batch_size, length, codebook_dim)` in the transformer's width and dtype."""
-        return self.input_proj(scale_inputs.to(self.positions.dtype))
-
-
-class AarHead(AtLeastFp32, nn.Linear):
-    """Linear layer to the logits, in fp32 whatever the model's dtype: sampling needs their differences."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            return super().forward(hidden_states.to(self.weight.dtype))
-
-
 class AarPreTrainedModel(SharingMixin, PreTrainedModel):
     config_class = AarConfig
     base_model_prefix = "model"
@@ -315,13 +90,25 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_flash_attn = True
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, *args, **kwargs):
         if has_fixed_linears(self):
             raise ValueError("Weights laid out for a CPU aren't saved: save the model before `prepack` or `to_int8`.")
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> None:
         """There is no table of tokens: what is put in are the codec's vectors, projected."""
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        raise ValueError("There is no table of tokens to resize: how many codes there are is for the codec to say.")
+
+    def enable_input_require_grads(self) -> None:
+        """Lets gradients into the blocks of a frozen model: adapters need it with reentrant gradient checkpointing."""
+
+        def require_grads(module, inputs, output) -> None:
+            output[0].requires_grad_(True)
+
+        embeddings = next(module for module in self.modules() if isinstance(module, AarEmbeddings))
+        self._require_grads_hook = embeddings.register_forward_hook(require_grads)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -385,8 +172,8 @@ class AarModel(AarPreTrainedModel):
         self,
         conditioning_embeds: torch.Tensor,
         scale_inputs: torch.Tensor,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         dropout_draws: torch.Tensor | None = None,
     ) -> AarModelOutput | tuple:
@@ -397,7 +184,7 @@ class AarModel(AarPreTrainedModel):
             conditioning_embeds (`torch.FloatTensor` of shape `(batch_size, conditioning_dim)`).
             scale_inputs (`torch.FloatTensor` of shape `(batch_size, tokens_per_window − n_0, codebook_dim)`):
                 see [`SatQuantizer.next_scale_inputs`].
-            output_hidden_states, output_attentions (`bool`, defaults to `False`): return them, too.
+            output_hidden_states, output_attentions (`bool`, *optional*): return them, too; see the config.
             return_dict (`bool`, *optional*): `False` for a tuple.
             dropout_draws (`torch.FloatTensor` of shape `(batch_size, 2 * num_hidden_layers)`, *optional*):
                 Uniform draws for stochastic depth, two per block; without them no branch is dropped.
@@ -408,6 +195,10 @@ class AarModel(AarPreTrainedModel):
         Raises:
             ValueError: for an attention implementation that can't express the mask.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         if "flash" in self.config._attn_implementation and "flex" not in self.config._attn_implementation:
             raise ValueError(
                 f"`{self.config._attn_implementation}` can't express the block-causal mask of a pass over all scales; "
@@ -417,7 +208,7 @@ class AarModel(AarPreTrainedModel):
             raise ValueError("`output_attentions` needs `attn_implementation='eager'`.")
         conditioning = self.conditioning_mlp(conditioning_embeds.to(self.conditioning_mlp.fc1.weight.dtype))
         hidden_states, _ = self.embeddings(conditioning, scale_inputs)
-        layer_input, norm_input = self._condition_blocks(conditioning)
+        layer_input, activated = self._condition_blocks(conditioning)
         attention_mask = self._block_causal_mask(hidden_states)
         all_hidden_states, all_attentions = [], []
         draws = [None] * len(self.layers) if dropout_draws is None else dropout_draws.unflatten(1, (-1, 2)).unbind(1)
@@ -430,7 +221,7 @@ class AarModel(AarPreTrainedModel):
             if output_attentions:
                 all_attentions.append(weights)
         output = AarModelOutput(
-            last_hidden_state=self.norm(hidden_states, norm_input),
+            last_hidden_state=self.norm(hidden_states, self.norm.modulate(activated)),
             hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
@@ -438,10 +229,11 @@ class AarModel(AarPreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def _condition_blocks(self, conditioning: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What every block derives its modulation from, and what the final norm does."""
+        """What every block derives its modulation from, see [`AarLayer`], and what the final norm does."""
         activated = F.silu(conditioning)
-        layer_input = self.shared_modulation(activated) if self.config.adaln == "shared" else activated
-        return layer_input, activated
+        if self.config.adaln != "shared":
+            return activated, activated
+        return self.shared_modulation(activated).unflatten(-1, (6, -1)), activated
 
     def _block_causal_mask(self, hidden_states: torch.Tensor):
         """The mask, in the form that the attention implementation takes."""
@@ -456,56 +248,39 @@ class AarModel(AarPreTrainedModel):
 
     # --- one scale at a time -----------------------------------------------------------------------------------------
 
-    def prepare_scales(self, conditioning_embeds: torch.Tensor) -> dict:
-        """
-        Everything about a generation that doesn't depend on its tokens, from `(rows, conditioning_dim)`: computed
-        once, not once per scale. The result goes into `forward_scale`.
-        """
+    def prepare_scales(self, conditioning_embeds: torch.Tensor) -> AarPreparedScales:
+        """Computes from `(rows, conditioning_dim)` what the passes of all scales share."""
         conditioning = self.conditioning_mlp(conditioning_embeds.to(self.conditioning_mlp.fc1.weight.dtype))
-        layer_input, norm_input = self._condition_blocks(conditioning)
+        layer_input, activated = self._condition_blocks(conditioning)
         start, slots = self.embeddings(conditioning)
-        per_block = self.config.adaln == "per_block"
-        return {
-            "start": start,
-            "slots": slots,
-            "layer_input": layer_input,
-            "norm_input": norm_input,
-            "modulations": [layer.modulation(layer_input) if per_block else None for layer in self.layers],
-            "norm_modulation": self.norm.modulate(norm_input),
-        }
-
-    @staticmethod
-    def keep_rows(prepared: dict, num_rows: int) -> dict:
-        """What `prepare_scales` made of the first `num_rows` rows, as views."""
-
-        def first(part: torch.Tensor | None) -> torch.Tensor | None:
-            return None if part is None else part[:num_rows]
-
-        kept = {name: first(prepared[name]) for name in ("start", "layer_input", "norm_input", "norm_modulation")}
-        return prepared | kept | {"modulations": [first(modulation) for modulation in prepared["modulations"]]}
+        modulations = [layer.modulate(layer_input) for layer in self.layers]
+        return AarPreparedScales(start, slots, modulations, self.norm.modulate(activated))
 
     def forward_scale(
-        self, prepared: dict, scale_input: torch.Tensor | None, past_key_values: Cache, first_slot: int
+        self,
+        prepared: AarPreparedScales,
+        scale_input: torch.Tensor | None,
+        past_key_values: Cache,
+        first_slot: int,
     ) -> torch.Tensor:
         """
         Hidden states `(rows, n_s, hidden_size)` of one scale, which sees itself and all that the cache holds.
 
         Args:
-            prepared (`dict`): result of `prepare_scales`.
+            prepared ([`AarPreparedScales`]): result of `prepare_scales`.
             scale_input (`torch.FloatTensor` of shape `(rows, n_s, codebook_dim)`): `None` for the first scale.
             past_key_values (`Cache`): keys and values of the coarser scales; this one's are added.
             first_slot (`int`): number of tokens in the coarser scales.
         """
         if scale_input is None:
-            hidden_states = prepared["start"]
+            hidden_states = prepared.start
         else:
-            slots = prepared["slots"][first_slot : first_slot + scale_input.shape[1]]
+            slots = prepared.slots[first_slot : first_slot + scale_input.shape[1]]
             hidden_states = self.embeddings.project(scale_input) + slots
-        for layer, modulation in zip(self.layers, prepared["modulations"], strict=True):
-            hidden_states, _ = layer(
-                hidden_states, prepared["layer_input"], modulation, past_key_values=past_key_values
-            )
-        return self.norm(hidden_states, prepared["norm_input"], prepared["norm_modulation"])
+        for layer, modulation in zip(self.layers, prepared.modulations, strict=True):
+            # by its place: gradient checkpointing takes a cache away that is given by name
+            hidden_states, _ = layer(hidden_states, None, modulation, None, past_key_values)
+        return self.norm(hidden_states, prepared.norm_modulation)
 
 
 class WideMixin(AtLeastFp32):
@@ -547,7 +322,10 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         self.codec_model = SatModel(config.codec_config)
         specialize(self.codec_model.encoder, WideEncoder)
         specialize(self.codec_model.decoder, WideDecoder)
-        self.conditioner = None if config.conditioner_config is None else ClapModel(config.conditioner_config)
+        self.conditioner = None
+        if config.conditioner_config is not None:
+            config.conditioner_config._attn_implementation = "eager"  # CLAP has no other, whatever the generator's is
+            self.conditioner = ClapModel(config.conditioner_config)
         self.model = AarModel(config)
         self.lm_head = AarHead(config.hidden_size, config.codec_config.codebook_size)
         self._apply(lambda tensor: tensor)  # see AtLeastFp32
@@ -563,6 +341,12 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
     def dtype(self) -> torch.dtype:
         """That of the blocks."""
         return self.model.dtype
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As the library's; the conditioner, which has one implementation only, keeps it."""
+        if isinstance(attn_implementation, str):
+            attn_implementation = {"": attn_implementation, "conditioner_config": "eager"}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _freeze_sub_models(self) -> None:
         for module in (self.codec_model, self.conditioner):
@@ -645,7 +429,15 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
             raise ValueError(
                 "A generator needs `codec_pretrained_model_name_or_path` and `decoder_pretrained_model_name_or_path`."
             )
-        codec = SatModel.from_pretrained(codec_pretrained_model_name_or_path)
+        unknown = kwargs.keys() - inspect.signature(AarConfig).parameters.keys()
+        if unknown:
+            raise ValueError(f"`{min(unknown)}` is no field of a generator's configuration; leave it out.")
+        codec, loading = SatModel.from_pretrained(codec_pretrained_model_name_or_path, output_loading_info=True)
+        if loading["missing_keys"]:
+            raise ValueError(
+                f"{codec_pretrained_model_name_or_path} holds no complete codec: it lacks "
+                f"{min(loading['missing_keys'])}. `generator.codec_model.save_pretrained` saves a generator's own."
+            )
         is_new = isinstance(decoder, PreTrainedConfig)
         config = decoder if is_new else AarConfig.from_pretrained(decoder)
         if not is_new:
@@ -672,7 +464,9 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         Gives a `"clap"` generator the CLAP model that turns text and audio into its conditioning.
 
         Args:
-            name_or_model (`str` or [`ClapModel`]): a folder, a repository, or the model itself.
+            name_or_model (`str` or [`ClapModel`]):
+                A folder, a repository, or the model itself, which is moved to the generator's device and dtype, and
+                frozen.
 
         Raises:
             ValueError: for other conditionings, or a CLAP of another width.
@@ -773,8 +567,8 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         input_values: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         dropout_draws: torch.Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> AarOutput | tuple:
         """
@@ -794,7 +588,7 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
                 Numbers from [0, 1) that decide what training drops of each window: its conditioning, then the two
                 residual branches of every block. By default they are drawn from PyTorch's global generator; a run that
                 must not depend on how its examples are batched gives its own.
-            output_hidden_states, output_attentions (`bool`, defaults to `False`): return them, too.
+            output_hidden_states, output_attentions (`bool`, *optional*): return them, too; see the config.
             return_dict (`bool`, *optional*): `False` for a tuple.
 
         Returns:
@@ -828,9 +622,8 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
             embeds, scale_inputs, output_hidden_states, output_attentions, return_dict=True, dropout_draws=branch_draws
         )
         logits = self.lm_head(output.last_hidden_state)
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), audio_codes.flatten().masked_fill(audio_codes.flatten() < 0, -100)
-        )
+        targets = audio_codes.flatten().to(logits.device)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.masked_fill(targets < 0, -100))
         result = AarOutput(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -93,7 +94,7 @@ class SharingMixin:
             raise ValueError("Only safetensors are loaded: leave out `use_safetensors=False`, or convert the weights.")
         return super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         for name in self.config.sub_configs:
             # what loading writes there: a model that was loaded is saved with the same configuration again
             if (sub_config := getattr(self.config, name)) is not None:
@@ -105,8 +106,9 @@ class SharingMixin:
             name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
             known = getattr(self.config, "auto_map", None) or {}
             self.config.auto_map = known | dict.fromkeys(self.other_auto_classes, name)
-        super().save_pretrained(save_directory, **kwargs)
-        self._write_model_card(save_directory)
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if is_main_process:
+            self._write_model_card(save_directory)
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         # by now the library has put its stock card over ours
@@ -231,11 +233,11 @@ class SatModel(SatPreTrainedModel):
         windows, window_mask = self._split_windows(input_values, padding_mask)
         codes = [
             self.quantizer.encode(self.encoder(batch), num_scales)
-            for batch in windows[window_mask].split(self.windows_per_batch)
+            for batch in _chosen(windows, window_mask).split(self.windows_per_batch)
         ]
-        tokens = sum(self.config.scales[:num_scales])
-        audio_codes = torch.zeros(*window_mask.shape, tokens, dtype=torch.long, device=windows.device)
-        audio_codes[window_mask] = torch.cat(codes)
+        audio_codes = _put_back(torch.cat(codes), window_mask, windows.shape[:2])
+        if window_mask is None:
+            window_mask = torch.ones(windows.shape[:2], dtype=torch.bool, device=windows.device)
         return self._output(SatEncoderOutput(audio_codes=audio_codes, audio_codes_mask=window_mask), return_dict)
 
     def decode(
@@ -266,20 +268,15 @@ class SatModel(SatPreTrainedModel):
         num_scales = self._check_max_scales(max_scales)
         self._check_codes(audio_codes)
         audio_codes = audio_codes[..., : sum(self.config.scales[:num_scales])].long()
-        if padding_mask is None:
-            window_mask = torch.ones(audio_codes.shape[:2], dtype=torch.bool, device=audio_codes.device)
-        else:
-            window_mask = self._window_mask(padding_mask)
-            if window_mask.shape != audio_codes.shape[:2]:
-                raise ValueError(
-                    f"`padding_mask` belongs to {tuple(window_mask.shape)} windows (batch, windows) but `audio_codes` "
-                    f"holds {tuple(audio_codes.shape[:2])}; pass the mask that the sound was encoded with."
-                )
-        decoded = [self._decode_windows(batch) for batch in audio_codes[window_mask].split(self.windows_per_batch)]
-        decoded = torch.cat(decoded)
-        windows = decoded.new_zeros(*window_mask.shape, *decoded.shape[1:])
-        windows[window_mask] = decoded
-        audio_values = self._join_windows(windows, window_mask)
+        window_mask = None if padding_mask is None else self._window_mask(padding_mask)
+        if window_mask is not None and window_mask.shape != audio_codes.shape[:2]:
+            raise ValueError(
+                f"`padding_mask` belongs to {tuple(window_mask.shape)} windows (batch, windows) but `audio_codes` "
+                f"holds {tuple(audio_codes.shape[:2])}; pass the mask that the sound was encoded with."
+            )
+        batches = _chosen(audio_codes, window_mask).split(self.windows_per_batch)
+        decoded = torch.cat([self._decode_windows(batch) for batch in batches])
+        audio_values = self._join_windows(_put_back(decoded, window_mask, audio_codes.shape[:2]), window_mask)
         if padding_mask is not None:
             audio_values = audio_values[..., : padding_mask.shape[-1]]
             audio_values = audio_values * padding_mask[:, None].to(audio_values.dtype)
@@ -292,8 +289,7 @@ class SatModel(SatPreTrainedModel):
         """
         latents = self.quantizer.project_f_hat(f_hat.flatten(0, 1)).to(self.dtype)
         windows = torch.cat([self.decoder(batch) for batch in latents.split(self.windows_per_batch)])
-        windows = windows.unflatten(0, f_hat.shape[:2])
-        return self._join_windows(windows, torch.ones(f_hat.shape[:2], dtype=torch.bool, device=windows.device))
+        return self._join_windows(windows.unflatten(0, f_hat.shape[:2]), None)
 
     def forward(
         self,
@@ -316,24 +312,25 @@ class SatModel(SatPreTrainedModel):
         Returns:
             [`SatOutput`].
         """
-        if padding_mask is None:
-            padding_mask = input_values.new_ones(input_values.shape[0], input_values.shape[-1], dtype=torch.bool)
         if audio_codes is not None:
-            audio_values = self.decode(audio_codes, padding_mask).audio_values
+            if padding_mask is None:
+                padding_mask = torch.ones_like(input_values[:, 0], dtype=torch.bool)
+            audio_values = self.decode(audio_codes, padding_mask, return_dict=True).audio_values
             return self._output(SatOutput(audio_codes=audio_codes, audio_values=audio_values), return_dict)
 
         windows, window_mask = self._split_windows(input_values, padding_mask)
-        quantized = self.quantizer(self.encoder(windows[window_mask]))
+        quantized = self.quantizer(self.encoder(_chosen(windows, window_mask)))
         decoded = self.decoder(quantized.quantized.to(self.dtype))
-        audio_codes = quantized.audio_codes.new_zeros(*window_mask.shape, self.config.tokens_per_window)
-        audio_codes[window_mask] = quantized.audio_codes
-        decoded_windows = decoded.new_zeros(*window_mask.shape, *decoded.shape[1:])
-        decoded_windows[window_mask] = decoded
+        audio_codes = _put_back(quantized.audio_codes, window_mask, windows.shape[:2])
+        decoded_windows = _put_back(decoded, window_mask, windows.shape[:2])
         audio_values = self._join_windows(decoded_windows, window_mask)[..., : input_values.shape[-1]]
-        audio_values = audio_values * padding_mask[:, None].to(audio_values.dtype)
-
-        error = (at_least_fp32(audio_values) - at_least_fp32(input_values)).abs() * padding_mask[:, None]
-        reconstruction_loss = error.sum() / (padding_mask.sum() * input_values.shape[1])
+        error = (at_least_fp32(audio_values) - at_least_fp32(input_values)).abs()
+        if padding_mask is None:
+            reconstruction_loss = error.mean()
+        else:
+            audio_values = audio_values * padding_mask[:, None].to(audio_values.dtype)
+            error = error * padding_mask[:, None]
+            reconstruction_loss = error.sum() / (padding_mask.sum() * input_values.shape[1])
         commitment_loss = quantized.commitment_losses.mean()
         output = SatOutput(
             loss=reconstruction_loss + commitment_loss,
@@ -385,7 +382,7 @@ class SatModel(SatPreTrainedModel):
     def _check_max_scales(self, max_scales: int | None) -> int:
         if max_scales is None:
             return self.config.num_scales
-        if not isinstance(max_scales, int) or not 1 <= max_scales <= self.config.num_scales:
+        if not isinstance(max_scales, Integral) or not 1 <= max_scales <= self.config.num_scales:
             raise ValueError(f"`max_scales` must lie between 1 and {self.config.num_scales}, got {max_scales}.")
         return max_scales
 
@@ -397,6 +394,8 @@ class SatModel(SatPreTrainedModel):
         self.quantizer.split(audio_codes)  # refuses incomplete scales
         if audio_codes.is_floating_point() or audio_codes.dtype == torch.bool or audio_codes.numel() == 0:
             raise ValueError("`audio_codes` must hold whole numbers, at least one window of them.")
+        if torch.compiler.is_compiling():
+            return  # an exported graph can't look
         low, high = torch.stack(torch.aminmax(audio_codes)).tolist()
         if low < 0 or high >= self.config.codebook_size:
             raise ValueError(
@@ -414,34 +413,39 @@ class SatModel(SatPreTrainedModel):
 
     def _split_windows(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.BoolTensor]:
-        """Windows `(batch_size, num_windows, audio_channels, window_length)`, zero-padded, and which of them count."""
+    ) -> tuple[torch.Tensor, torch.BoolTensor | None]:
+        """
+        Windows `(batch_size, num_windows, audio_channels, window_length)`, zero-padded, and which of them count, where
+        not all do.
+        """
         if input_values.ndim != 3 or input_values.shape[1] != self.config.audio_channels or not input_values.numel():
             raise ValueError(
                 f"`input_values` must have the shape (batch_size, {self.config.audio_channels}, num_samples) with at "
                 f"least one sample, got {tuple(input_values.shape)}."
             )
         batch_size, _, num_samples = input_values.shape
-        if padding_mask is None:
-            padding_mask = torch.ones(batch_size, num_samples, dtype=torch.bool, device=input_values.device)
-        elif padding_mask.shape != (batch_size, num_samples):
-            raise ValueError(
-                f"`padding_mask` must have the shape {(batch_size, num_samples)}, got {tuple(padding_mask.shape)}."
-            )
-        elif (padding_mask[:, 1:].long() > padding_mask[:, :-1].long()).any():
-            raise ValueError("`padding_mask` has padding before sound; padding belongs at the end.")
-        input_values = input_values.to(self.dtype) * padding_mask[:, None].to(self.dtype)
-        window_mask = self._window_mask(padding_mask)
-        full_length = (window_mask.shape[1] - 1) * self.config.window_stride + self.config.window_length
-        padded = F.pad(input_values, (0, full_length - num_samples))
-        windows = padded.unfold(-1, self.config.window_length, self.config.window_stride)
+        input_values, window_mask = input_values.to(self.dtype), None
+        if padding_mask is not None:
+            self._check_padding_mask(padding_mask, (batch_size, num_samples))
+            input_values = input_values * padding_mask[:, None].to(self.dtype)
+            window_mask = self._window_mask(padding_mask)
+        stride, length = self.config.window_stride, self.config.window_length
+        full_length = (self.config.num_windows(num_samples) - 1) * stride + length
+        windows = F.pad(input_values, (0, full_length - num_samples)).unfold(-1, length, stride)
         return windows.transpose(1, 2), window_mask
+
+    @staticmethod
+    def _check_padding_mask(padding_mask: torch.Tensor, shape: tuple[int, int]) -> None:
+        if padding_mask.shape != shape:
+            raise ValueError(f"`padding_mask` must have the shape {shape}, got {tuple(padding_mask.shape)}.")
+        if (padding_mask[:, 1:].long() > padding_mask[:, :-1].long()).any():
+            raise ValueError("`padding_mask` has padding before sound; padding belongs at the end.")
 
     def _decode_windows(self, codes: torch.LongTensor) -> torch.Tensor:
         """Waveforms `(windows, audio_channels, window_length)` of codes `(windows, tokens)`."""
         return self.decoder(self.quantizer.decode(codes).to(self.dtype))
 
-    def _join_windows(self, windows: torch.Tensor, window_mask: torch.BoolTensor) -> torch.Tensor:
+    def _join_windows(self, windows: torch.Tensor, window_mask: torch.BoolTensor | None) -> torch.Tensor:
         """
         Waveform `(batch_size, audio_channels, num_samples)` of windows `(batch_size, num_windows, audio_channels,
         window_length)`. Where windows overlap they are cross-faded linearly; absent windows have no weight.
@@ -450,9 +454,13 @@ class SatModel(SatPreTrainedModel):
         stride = self.config.window_stride
         if stride == length or num_windows == 1:
             return windows.transpose(1, 2).reshape(batch_size, channels, num_windows * length)
+        # the smallest weights are no normal numbers of a shorter dtype
+        dtype, windows = windows.dtype, at_least_fp32(windows)
         ramp = (torch.arange(length, device=windows.device) + 0.5) / (length - stride)
         fade = torch.minimum(ramp, ramp.flip(0)).clamp(max=1.0).to(windows.dtype)
-        weights = fade * window_mask[:, :, None, None]
+        weights = fade.expand(batch_size, num_windows, 1, -1)
+        if window_mask is not None:
+            weights = weights * window_mask[:, :, None, None]
         total = (num_windows - 1) * stride + length
         joined = windows.new_zeros(batch_size, channels, total)
         weight_sum = windows.new_zeros(batch_size, 1, total)
@@ -461,13 +469,25 @@ class SatModel(SatPreTrainedModel):
             joined[..., span] += windows[:, index] * weights[:, index]
             weight_sum[..., span] += weights[:, index]
         # absent windows at the end leave samples without any weight, which stay zero
-        return joined / weight_sum.clamp(min=torch.finfo(weight_sum.dtype).tiny)
+        return (joined / weight_sum.clamp(min=torch.finfo(weight_sum.dtype).tiny)).to(dtype)
 
     def _output(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
 
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+
+def _chosen(windows: torch.Tensor, window_mask: torch.BoolTensor | None) -> torch.Tensor:
+    """The windows that count, `(windows, …)`, of `(batch_size, num_windows, …)`; without a mask they all do."""
+    return windows.flatten(0, 1) if window_mask is None else windows[window_mask]
+
+
+def _put_back(chosen: torch.Tensor, window_mask: torch.BoolTensor | None, shape: torch.Size) -> torch.Tensor:
+    """What became of the chosen windows, `(batch_size, num_windows, …)` again; zeros for those that don't count."""
+    if window_mask is None:
+        return chosen.unflatten(0, shape)
+    windows = chosen.new_zeros(*shape, *chosen.shape[1:])
+    windows[window_mask] = chosen
+    return windows
 
 
 SatModel.register_for_auto_class("AutoModel")

@@ -6,6 +6,8 @@ import numpy as np
 from transformers import BatchFeature, ClapFeatureExtractor
 from transformers.processing_utils import ProcessorMixin
 
+from .feature_extraction_sat import check_sounds
+
 
 class AarProcessor(ProcessorMixin):
     """
@@ -55,7 +57,7 @@ class AarProcessor(ProcessorMixin):
             text (`str` or `list[str]`, *optional*):
                 Free text for a CLAP model. Label names for a label model, where `"Dog; Rain"` are two labels of one
                 sound; upper and lower case don't matter.
-            audio (`np.ndarray` or a list of them, *optional*):
+            audio (`np.ndarray` or `torch.Tensor` of shape `(num_samples,)`, or a list of them, *optional*):
                 Reference sounds for a CLAP model, mono.
             sampling_rate (`int`):
                 Rate of the reference sounds in Hz; CLAP's (48000).
@@ -120,7 +122,8 @@ class AarProcessor(ProcessorMixin):
                 f"Reference sounds must have CLAP's {extractor.sampling_rate} Hz, got {sampling_rate}; resample them "
                 f"and pass `sampling_rate={extractor.sampling_rate}`."
             )
-        return extractor(audio, sampling_rate=sampling_rate, return_tensors=return_tensors)
+        sounds = [sound[0] for sound in check_sounds(audio, channels=1)]
+        return extractor(sounds, sampling_rate=sampling_rate, return_tensors=return_tensors)
 
 
 AarProcessor.register_for_auto_class()

@@ -96,12 +96,16 @@ class SatQuantizer(AtLeastFp32, nn.Module):
             ChannelsLastConv1d(dim, dim, size, padding=size // 2) for size in config.phi_kernel_sizes
         )
         self.phi_of_scale = nearest_phi(num_scales, len(self.phi)) if len(self.phi) else []
+        for index, phi in enumerate(self.phi):
+            # with few scales some are no scale's; processes that train together would wait for their gradients
+            phi.requires_grad_(index in self.phi_of_scale)
 
         self.register_buffer("codebook", torch.empty(num_scales, config.codebook_size, dim))
         self.register_buffer("codebook_sum", torch.empty(num_scales, config.codebook_size, dim))
         self.register_buffer("cluster_size", torch.empty(num_scales, config.codebook_size))
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("num_updates", torch.tensor(0))
+        self._initialized_when_read: tuple[tuple | None, bool] = (None, False)
 
         # (pooled vectors of every scale, codes of every scale) of each forward since the last codebook update
         self._pending: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
@@ -189,7 +193,7 @@ class SatQuantizer(AtLeastFp32, nn.Module):
         φ. The output passes its gradient straight through to the encoder, once.
         """
         latents = self._project_in(hidden)
-        if self.training and not self.initialized:
+        if self.training and not self._has_codebooks():
             self.start_codebooks(hidden)
         f_hat, codes, pooled, losses = 0.0, [], [], []
         for step in self._quantize(latents, len(self.scales)):
@@ -259,7 +263,7 @@ class SatQuantizer(AtLeastFp32, nn.Module):
     @in_full_precision
     def mix(self, weights: torch.Tensor, scale: int) -> torch.Tensor:
         """Mixtures `(batch_size, n_s, codebook_dim)` of a scale's code vectors, by weights `(…, codebook_size)`."""
-        return weights.to(self.codebook.dtype) @ self.codebook[scale]
+        return weights.to(self.codebook) @ self.codebook[scale]
 
     @in_full_precision
     def next_scale_inputs(self, audio_codes: torch.LongTensor) -> torch.Tensor:
@@ -295,6 +299,13 @@ class SatQuantizer(AtLeastFp32, nn.Module):
         for _ in self._quantize(self._project_in(hidden), len(self.scales), start_codebooks=True):
             pass
         self.initialized.fill_(True)
+
+    def _has_codebooks(self) -> bool:
+        """What `initialized` says; it is read where it has changed only, since an accelerator would be waited for."""
+        state = self.initialized.data_ptr(), self.initialized._version
+        if self._initialized_when_read[0] != state:
+            self._initialized_when_read = state, bool(self.initialized)
+        return self._initialized_when_read[1]
 
     def _start_codebook(self, scale: int, vectors: torch.Tensor) -> None:
         vectors = _gather(vectors)

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from ..configuration_aar import AarConfig
-from ..modeling_aar import AarEmbeddings, AarForConditionalGeneration, AarOutput
+from ..layers_aar import AarEmbeddings
+from ..modeling_aar import AarForConditionalGeneration, AarOutput
 
 
 def to_frame_major(level_major: torch.Tensor, num_levels: int) -> torch.Tensor:

@@ -9,7 +9,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..modeling_aar import AarAttention, AarForConditionalGeneration, AarLayer
+from ..layers_aar import AarAttention, AarLayer
+from ..modeling_aar import AarForConditionalGeneration
 from ..quantizer_sat import SatQuantizer
 
 
@@ -50,7 +51,7 @@ def plain_generate(
             hidden_states = model.model.embeddings.input_proj(pooled) + slots[first : first + length]
         for index, layer in enumerate(model.model.layers):
             hidden_states, caches[index] = _block(layer, hidden_states, conditioning, caches[index])
-        scale_shift = model.model.norm.modulation(F.silu(conditioning))
+        scale_shift = model.model.norm.modulate(F.silu(conditioning))
         hidden_states = _modulated(hidden_states, *scale_shift.unsqueeze(2).unbind(1))
         logits = model.lm_head(hidden_states)
         if guidance_scale:
@@ -69,7 +70,7 @@ def _block(
     cache: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """One block, and its keys and values `(rows, heads, slots so far, head_dim)`."""
-    modulation = layer.modulation(F.silu(conditioning))
+    modulation = layer.modulate(F.silu(conditioning))
     gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
     branch, cache = _attention(layer.self_attn, _modulated(hidden_states, scale1, shift1), cache)
     hidden_states = hidden_states + gain1 * branch
