@@ -195,6 +195,8 @@ def test_negative_conditioning(model, build_generator):
         draw(model, embeds, guidance_scale=0.0, negative_conditioning_embeds=negative)
     with pytest.raises(ValueError, match="Got 2 negative conditionings for 3 to generate"):
         draw(model, random_embeds(3), negative_conditioning_embeds=negative)
+    with pytest.raises(ValueError, match="Got 2 negative conditionings for 4 to generate"):
+        draw(model, random_embeds(4), negative_conditioning_embeds=negative)
 
     labelled = build_generator(conditioning="label", labels=["Dog", "Rain"]).requires_grad_(False)
     ids = {
@@ -369,6 +371,7 @@ def test_all_scales_given_is_decoding(model):
         (torch.zeros(1, 3, dtype=torch.long), "must have the shape"),
         (torch.full((1, 1, 3), 16), "between 0 and 15"),
         (torch.zeros(2, 1, 3, dtype=torch.long), "Got 2 sounds in `audio_codes` for 3"),
+        (torch.zeros(6, 1, 3, dtype=torch.long), "Got 6 sounds in `audio_codes` for 3"),
     ],
 )
 def test_bad_given_codes_are_refused(model, codes, message):
@@ -603,9 +606,12 @@ def test_an_exception_leaves_nothing_behind(build_generator):
     assert torch.equal(after, fresh(conditioning_embeds=random_embeds(2), audio_codes=codes).logits)
 
 
-def test_a_model_in_training(build_generator):
-    """`generate` takes no gradients and leaves the mode and the codebooks alone."""
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_in_training(build_generator, checkpointing):
+    """`generate` takes no gradients, leaves the mode and the codebooks alone, and keeps its cache."""
     model = build_generator(drop_path_rate=0.0).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     output = draw(model, random_embeds(2))
     assert model.training and model.model.training

@@ -447,6 +447,38 @@ def test_codec_of_another_size_is_refused(parts, build_codec, name, value, tmp_p
         AarForConditionalGeneration.from_sub_models_pretrained(None, tmp_path / "other", parts["backbone"])
 
 
+def test_a_generator_is_no_codec(parts):
+    """Its folder would be loaded as a codec of random weights."""
+    with pytest.raises(ValueError, match="holds no complete codec.*codec_model.save_pretrained"):
+        AarForConditionalGeneration.from_sub_models_pretrained(None, parts["generator"], parts["backbone"])
+
+
+def test_what_is_no_field_is_refused(parts):
+    with pytest.raises(ValueError, match="`dtype` is no field of a generator's configuration"):
+        AarForConditionalGeneration.from_sub_models_pretrained(
+            None, parts["codec"], parts["backbone"], dtype="bfloat16"
+        )
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_attention_of_a_generator_with_clap(saved, implementation):
+    """The choice is the blocks'; CLAP has one implementation."""
+    model = AarForConditionalGeneration.from_pretrained(saved["clap"].folder, attn_implementation=implementation)
+    assert model.model.config._attn_implementation == implementation
+    assert model.conditioner.config._attn_implementation == "eager"
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        assert model.model.config._attn_implementation == name
+    expected, inputs = saved["clap"].model, saved["clap"].processor(["siren"])
+    assert torch.equal(model.encode_conditioning(**inputs), expected.encode_conditioning(**inputs))
+
+
+@pytest.mark.parametrize("name", ["codec", "clap"])
+def test_only_the_main_process_writes(saved, name, tmp_path):
+    saved[name].model.save_pretrained(tmp_path, False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_part_is_missing(parts):
     with pytest.raises(ValueError, match="needs `codec_pretrained_model_name_or_path` and"):
         AarForConditionalGeneration.from_sub_models_pretrained(parts["clap"], None, parts["backbone"])

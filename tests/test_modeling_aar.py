@@ -207,6 +207,10 @@ def test_hidden_states_and_attentions(build_generator, inputs):
     plain = model(**inputs)
     assert plain.hidden_states is None and plain.attentions is None
     assert torch.equal(plain.logits, output.logits)
+    model.config.output_hidden_states = True
+    assert (
+        len(model(**inputs).hidden_states) == 3 and model(**inputs, output_hidden_states=False).hidden_states is None
+    )
 
 
 def test_tuples(generator, inputs):
@@ -402,6 +406,30 @@ def test_lora(build_generator, inputs, tmp_path):
     torch.testing.assert_close(again(**inputs).logits, after)
     sounds = again.generate(conditioning_embeds=inputs["conditioning_embeds"], do_sample=False)
     assert sounds.shape == (2, 1, 1920)
+
+
+@pytest.mark.parametrize("adaln", ["per_block", "shared"])
+@pytest.mark.parametrize("use_reentrant", [None, True, False])
+def test_lora_on_all_linear_layers(build_generator, inputs, adaln, use_reentrant):
+    """Modulations, too; and with either kind of gradient checkpointing every adapter gets a gradient."""
+    peft = pytest.importorskip("peft")
+    base = build_generator(adaln=adaln, drop_path_rate=0.0, conditioning_dropout=0.0)
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = peft.get_peft_model(base, config).train()
+    if use_reentrant is not None:
+        base.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        base.enable_input_require_grads()
+    model(**inputs).loss.backward()
+    adapters = {name: part for name, part in model.named_parameters() if "lora_" in name and "codec" not in name}
+    assert any(".modulation." in name or "shared_modulation" in name for name in adapters)
+    assert all(
+        part.grad is not None and part.grad.abs().sum() > 0 for name, part in adapters.items() if ".layers." in name
+    )
+
+
+def test_there_is_no_table_to_resize(generator):
+    with pytest.raises(ValueError, match="no table of tokens"):
+        generator.resize_token_embeddings(20)
 
 
 @torch.no_grad()

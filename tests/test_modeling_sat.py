@@ -167,6 +167,39 @@ def test_cross_fade_is_linear(build_codec, overlap):
     assert (first[-shared:] - second[:shared]).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_cross_fade_in_half_precision(build_codec):
+    """The ends of long windows, whose weights are below what fp16 holds, come out as the windows have them."""
+    model = build_codec(overlap=0.5)
+    windows = noise(1, 2, 1, 24_000)
+    model.config.window_length_s = 1.0
+    model.config.sampling_rate = 24_000
+    assert model.config.window_stride == 12_000
+    joined = model._join_windows(windows.half(), None)
+    assert joined.dtype == torch.float16
+    torch.testing.assert_close(joined[..., :100].float(), windows[:, 0, :, :100], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(joined[..., -100:].float(), windows[:, 1, :, -100:], atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_encode_and_decode_are_exported(codec):
+    """Without a padding mask nothing depends on numbers."""
+
+    class Both(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codec = codec
+
+        def forward(self, audio):
+            codes = self.codec.encode(audio, return_dict=True).audio_codes
+            return codes, self.codec.decode(codes, return_dict=True).audio_values
+
+    audio = noise(2, 1, 5000)
+    exported = torch.export.export(Both().eval(), (audio,)).module()
+    for ours, theirs in zip(exported(audio), Both()(audio), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_overlap_covers_every_sample(build_codec):
     """Overlapping windows start every stride, and each is coded like a sound of its own."""
     model = build_codec(overlap=0.5).requires_grad_(False)
@@ -282,6 +315,9 @@ def test_given_codes_are_decoded_by_forward(codec):
     output = codec(audio, audio_codes=codes)
     assert output.loss is None
     assert torch.equal(output.audio_values, codec.decode(codes).audio_values[..., :2500])
+    as_tuple = copy.deepcopy(codec)
+    as_tuple.config.return_dict = False
+    assert torch.equal(as_tuple(audio, audio_codes=codes)[1], output.audio_values)
 
 
 def test_tuples(codec):
@@ -572,6 +608,34 @@ def test_nothing_waits_for_the_device(codec, host_sync_counter):
     with host_sync_counter:
         EncodecEncoder(codec.config)(audio)
     assert host_sync_counter.operations
+
+
+def test_training_waits_for_the_device_once(short_codec_fields, host_sync_counter):
+    """The first step looks whether codebooks were started, and starts them; later ones read nothing."""
+    model = SatModel(SatConfig(**short_codec_fields)).train()
+    model(noise(4, 1, 1920)).loss.backward()
+    model(noise(4, 1, 1920))
+    with host_sync_counter:
+        model(noise(4, 1, 1920, seed=1)).loss.backward()
+    assert not [name for name in host_sync_counter.operations if "local_scalar" in name or "index" in name]
+    model.quantizer.initialized.fill_(False)
+    before = model.quantizer.codebook.clone()
+    model(noise(4, 1, 1920, seed=2))
+    assert model.quantizer.initialized and not torch.allclose(model.quantizer.codebook, before, atol=0.1)
+
+
+def test_every_trainable_parameter_gets_a_gradient(short_codec_fields):
+    """With seven scales two of the published five φ are no scale's, and processes would wait for their gradients."""
+    fields = short_codec_fields | {"scales": [1, 2, 3, 4, 5, 5, 6], "phi_kernel_sizes": [9] * 5}
+    model = SatModel(SatConfig(**fields)).train()
+    model(noise(4, 1, 1920))
+    model(noise(4, 1, 1920)).loss.backward()
+    missing = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    assert missing == []
+    frozen = {name.split(".")[2] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert len(set(model.quantizer.phi_of_scale)) + len(frozen) == 5
 
 
 def test_paddings_are_plain_integers(codec):

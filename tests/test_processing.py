@@ -149,6 +149,30 @@ def test_text_and_sound_give_different_sounds(clap_processor, build_generator, c
     assert not torch.allclose(by_text, by_sound)
 
 
+@pytest.mark.parametrize("shape", [(48_000,), (1, 48_000)])
+def test_reference_sound_as_a_tensor(clap_processor, shape):
+    sound = torch.sin(torch.arange(48_000) * 0.05)
+    expected = clap_processor(audio=sound.numpy(), sampling_rate=48_000)["input_features"]
+    given = clap_processor(audio=sound.view(shape), sampling_rate=48_000)["input_features"]
+    assert torch.equal(given, expected)
+    assert torch.equal(clap_processor(audio=[sound.view(shape)], sampling_rate=48_000)["input_features"], expected)
+
+
+@pytest.mark.parametrize(
+    "audio, message",
+    [
+        (np.zeros((2, 1000)), r"shape \(2, 1000\).*mix it down"),
+        ([], "no sound"),
+        (np.zeros(0), "is empty"),
+        (np.full(1000, np.nan), "NaN"),
+        (np.zeros(1000, np.int16), "whole numbers"),
+    ],
+)
+def test_bad_reference_sounds_are_refused(clap_processor, audio, message):
+    with pytest.raises(ValueError, match=message):
+        clap_processor(audio=audio, sampling_rate=48_000)
+
+
 @pytest.mark.parametrize("rate", [24_000, 44_100, None])
 def test_reference_sound_of_another_rate(clap_processor, rate):
     with pytest.raises(ValueError, match=f"48000 Hz, got {rate}; resample them"):

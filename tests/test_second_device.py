@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import second_device
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_execution_device_hook
 from clips import write_clips
 from forking import Forked, read_lines
 from second_device import NAME, there, waits
@@ -126,6 +127,41 @@ def test_generation(build_generator, fields, arguments):
     results, waiting = there(generate, NAME, model, arguments)
     assert waiting == []
     assert_same(results, generate("cpu", model, arguments)[0])
+
+
+def spread(model, ends: str, middle: str):
+    """The parts of a model on two devices, as `device_map` leaves them; codec and first block are with `ends`."""
+    last = ("model.layers.1", "model.norm", "lm_head")
+    first = ("codec_model", "model.conditioning_mlp", "model.embeddings", "model.layers.0")
+    for names, device in ((first, ends), (last, middle)):
+        for name in names:
+            attach_execution_device_hook(model.get_submodule(name).to(device), torch.device(device))
+    model.model.uncond_embedding = model.model.uncond_embedding.to(ends)
+    if model.config.adaln == "shared":
+        attach_execution_device_hook(model.model.shared_modulation.to(ends), torch.device(ends))
+    add_hook_to_module(model, AlignDevicesHook(execution_device=torch.device(ends), io_same_device=True))
+    return model
+
+
+def use_spread(ends: str, middle: str, model) -> list[np.ndarray]:
+    if ends != middle:
+        spread(model, ends, middle)
+    sounds = []
+    streamer = AarPreviewStreamer(model.codec_model, lambda _, sound: sounds.append(sound))
+    embeds, codes = EMBEDS.to(ends), torch.arange(13).expand(2, 1, -1)
+    outputs = [model(conditioning_embeds=embeds, audio_codes=codes.to(ends)).loss[None]]
+    for arguments in ({}, {"audio_codes": codes[:1, :, :3]}, {"gumbel_smoothing": True}, {"streamer": streamer}):
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        outputs.append(model.generate(conditioning_embeds=embeds, generator=generators, **arguments))
+    return arrays(outputs + sounds)
+
+
+@pytest.mark.parametrize("adaln", ["per_block", "shared"])
+@pytest.mark.parametrize("ends, middle", [("cpu", NAME), (NAME, "cpu")])
+def test_a_model_on_two_devices(build_generator, adaln, ends, middle):
+    """Losses and sounds are those of one device; given codes may be anywhere."""
+    model = build_generator(adaln=adaln).requires_grad_(False)
+    assert_same(there(use_spread, ends, middle, model), use_spread("cpu", "cpu", model))
 
 
 def preview(device: str, model) -> list[np.ndarray]:
