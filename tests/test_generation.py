@@ -103,6 +103,8 @@ def test_returned_sequences_have_generators_of_their_own(model):
     for sound, seed in enumerate((1, 2, 3, 4)):
         alone = draw(model, embeds[[sound // 2]], generator=seeded(seed), num_windows=2)
         assert torch.equal(alone.audio_codes[0], together.audio_codes[sound])
+    with pytest.raises(ValueError, match=r"must be a `torch.Generator` or a list of them, got 1"):
+        draw(model, embeds, generator=[1, 2])
     with pytest.raises(ValueError, match="Got 2 generators for 4 sounds"):
         draw(model, embeds, generator=seeded(1, 2), num_return_sequences=2)
 

@@ -610,18 +610,21 @@ def test_nothing_waits_for_the_device(codec, host_sync_counter):
     assert host_sync_counter.operations
 
 
-def test_training_waits_for_the_device_once(short_codec_fields, host_sync_counter):
-    """The first step looks whether codebooks were started, and starts them; later ones read nothing."""
+def test_training_rarely_waits_for_the_device(short_codec_fields, host_sync_counter):
+    """Micro-batches read nothing once the codebooks are started; a step asks once whether codes are dead."""
     model = SatModel(SatConfig(**short_codec_fields)).train()
     model(noise(4, 1, 1920)).loss.backward()
     model(noise(4, 1, 1920))
+    with host_sync_counter, model.accumulate_codebook_statistics():
+        model(noise(4, 1, 1920, seed=1)).loss.backward()
+    assert host_sync_counter.operations == []
     with host_sync_counter:
         model(noise(4, 1, 1920, seed=1)).loss.backward()
-    assert not [name for name in host_sync_counter.operations if "local_scalar" in name or "index" in name]
+    assert host_sync_counter.operations == ["aten._local_scalar_dense.default"]
     model.quantizer.initialized.fill_(False)
-    before = model.quantizer.codebook.clone()
+    model.quantizer.codebook.fill_(5.0)
     model(noise(4, 1, 1920, seed=2))
-    assert model.quantizer.initialized and not torch.allclose(model.quantizer.codebook, before, atol=0.1)
+    assert model.quantizer.initialized and model.quantizer.codebook.max() < 4
 
 
 def test_every_trainable_parameter_gets_a_gradient(short_codec_fields):
@@ -630,11 +633,9 @@ def test_every_trainable_parameter_gets_a_gradient(short_codec_fields):
     model = SatModel(SatConfig(**fields)).train()
     model(noise(4, 1, 1920))
     model(noise(4, 1, 1920)).loss.backward()
-    missing = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
-    ]
-    assert missing == []
-    frozen = {name.split(".")[2] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    parameters = dict(model.named_parameters())
+    assert not [name for name, one in parameters.items() if one.requires_grad and one.grad is None]
+    frozen = {name.split(".")[2] for name, one in parameters.items() if not one.requires_grad}
     assert len(set(model.quantizer.phi_of_scale)) + len(frozen) == 5
 
 
