@@ -224,8 +224,8 @@ class SatModel(SatPreTrainedModel):
 
         Returns:
             [`SatEncoderOutput`] with the codes `(batch_size, num_windows, tokens)`. Each item gets the codes that it
-            gets alone. A GPU's convolutions round to TF32 by default, which gives many other codes than a CPU's, though
-            no worse ones; `torch.backends.cudnn.allow_tf32 = False` keeps them alike.
+            gets alone. A GPU's convolutions round to TF32 by default, and many codes are other ones than a CPU's then,
+            though no worse; `torch.backends.cudnn.allow_tf32 = False` keeps them alike.
 
         Raises:
             ValueError: for a wrong shape or number of scales, and for padding that isn't at the end.
