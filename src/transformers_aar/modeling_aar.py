@@ -67,7 +67,7 @@ class AarOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`):
             Mean cross-entropy of all tokens, in nats.
         logits (`torch.FloatTensor` of shape `(rows, tokens_per_window, codebook_size)`):
-            Prediction of every token from all coarser scales; one row per window. Always fp32.
+            Prediction of every token from all coarser scales; one row per window. In fp32 or wider.
         hidden_states, attentions: see [`AarModelOutput`].
     """
 
@@ -225,8 +225,7 @@ class AarModel(AarPreTrainedModel):
             hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return self._output(output, return_dict)
 
     def _condition_blocks(self, conditioning: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What every block derives its modulation from, see [`AarLayer`], and what the final norm does."""
@@ -625,8 +624,7 @@ class AarForConditionalGeneration(AarPreTrainedModel, AarGenerationMixin):
         targets = audio_codes.flatten().to(logits.device)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.masked_fill(targets < 0, -100))
         result = AarOutput(loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if return_dict else result.to_tuple()
+        return self._output(result, return_dict)
 
     @torch.no_grad()
     def _encode_audio(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.LongTensor:

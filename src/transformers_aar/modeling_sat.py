@@ -79,8 +79,8 @@ class SatOutput(ModelOutput):
 
 class SharingMixin:
     """
-    What both models do when they are saved: name all their Auto classes, and bring a model card. Loaded they are from
-    safetensors only.
+    What both models have in common: saved, they name all their Auto classes, and bring a model card; loaded they are
+    from safetensors only; and outputs are tuples where a call or the config says so.
     """
 
     # called with (model, folder); the package sets it, and without the package there is no card
@@ -114,6 +114,10 @@ class SharingMixin:
         # by now the library has put its stock card over ours
         self._write_model_card(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _output(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
 
     def _write_model_card(self, folder) -> None:
         # a backbone by itself has no Auto class, and no card
@@ -471,10 +475,6 @@ class SatModel(SatPreTrainedModel):
             weight_sum[..., span] += weights[:, index]
         # absent windows at the end leave samples without any weight, which stay zero
         return (joined / weight_sum.clamp(min=torch.finfo(weight_sum.dtype).tiny)).to(dtype)
-
-    def _output(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
 
 
 def _chosen(windows: torch.Tensor, window_mask: torch.BoolTensor | None) -> torch.Tensor:
