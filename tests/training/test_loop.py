@@ -2,9 +2,12 @@
 
 import errno
 import json
+import os
 import resource
+import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +275,46 @@ def test_checkpoints_arent_overwritten_by_accident(tmp_path, train):
     assert train(max_steps=1).status == 0
     message = sentence(train(max_steps=2))
     assert "holds checkpoints of a run already, the last one checkpoint-000001: go on with --resume latest" in message
+
+
+def test_a_finished_model_isnt_overwritten_by_accident(tmp_path, train):
+    """Whose checkpoints someone has removed to save space."""
+    run = tmp_path / "run"
+    assert train(max_steps=1).status == 0
+    shutil.rmtree(run / "checkpoint-000001")
+    before = (run / "metrics.jsonl").read_text()
+    for resume in ({}, {"resume": "latest"}):
+        assert f"{run / 'final'} is of no use to this run, which would overwrite it" in sentence(train(**resume))
+    assert (run / "metrics.jsonl").read_text() == before
+    assert names(run) == ["final", "metrics.jsonl"]
+
+
+def test_a_checkpoint_of_elsewhere(tmp_path, train):
+    """Begins a run of its own in a new folder, and not in that of another run."""
+    checkpoint = tmp_path / "run" / "checkpoint-000001"
+    assert train(max_steps=1).status == 0
+    other = tmp_path / "other"
+    assert train(max_steps=2, output_dir=other, resume=checkpoint).status == 0
+    before = (other / "metrics.jsonl").read_text()
+    message = sentence(train(max_steps=3, output_dir=other, resume=checkpoint))
+    assert f"{other / 'checkpoint-000002'} is of another run than {checkpoint}, and would be overwritten" in message
+    assert (other / "metrics.jsonl").read_text() == before
+    assert train(max_steps=3, output_dir=other, resume=other / "checkpoint-000002").status == 0
+
+
+def test_a_folder_that_only_one_of_two_processes_sees(tmp_path, train, options):
+    """As on machines that have no disk in common: both end, and nothing begins anew."""
+    assert train(max_steps=1).status == 0
+    chosen = options["sat"] | {"output_dir": "run", "max_steps": 2, "resume": "latest", "per_device_batch_size": 2}
+    (tmp_path / "elsewhere").mkdir()
+    processes = [
+        Forked("train_sat.py", chosen, tmp_path / f"output-{rank}", partial(os.chdir, folder), environment)
+        for rank, (folder, environment) in enumerate(zip((tmp_path, tmp_path / "elsewhere"), rank_environments(2)))
+    ]
+    first, second = (process.wait() for process in processes)
+    assert "run/checkpoint-000001 can't be seen by process 1 of 2: put --output_dir on a disk" in sentence(first)
+    assert second.status == 1
+    assert names(tmp_path / "run") == ["checkpoint-000001", "final", "metrics.jsonl"]
 
 
 def test_other_settings_are_named(tmp_path, train):

@@ -123,15 +123,9 @@ class CheckpointFolder:
         return self._first_intact(sorted(measured, key=lambda entry: entry[1]["metric"]))
 
     def occupant(self) -> Path | None:
-        """A checkpoint, or a finished model of another stage, that the next save might replace."""
-        checkpoints = sorted(self.output_dir.glob("checkpoint-*"))
-        if checkpoints:
-            return checkpoints[0]
-        try:
-            config = json.loads((self.output_dir / FINAL / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return self.output_dir / FINAL if config.get("model_type") != self.stage else None
+        """A checkpoint or a finished model, of whatever stage, that the next save might replace."""
+        occupants = [*sorted(self.output_dir.glob("checkpoint-*")), *self.output_dir.glob(FINAL)]
+        return occupants[0] if occupants else None
 
     def load(self, folder: str | Path) -> Checkpoint:
         """

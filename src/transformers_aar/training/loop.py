@@ -14,12 +14,12 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import matplotlib.image
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging
@@ -28,11 +28,13 @@ from ..data.audio import write_sound
 from ..data.staging import staged_file
 from ..evaluation.plots import plot_sounds
 from .arguments import LoopArguments
-from .checkpoints import Checkpoint, CheckpointFolder
+from .checkpoints import Checkpoint, CheckpointFolder, read_manifest
 from .sampling import ExampleStream, ValidationSet
 from .schedules import LEARNING_RATE_SCHEDULES
 
 logger = logging.get_logger(__name__)
+
+Result = TypeVar("Result")
 
 LOG_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_files.json"
@@ -283,26 +285,32 @@ def save(
 
 def write_files(accelerator: Accelerator, write: Callable[[Callable], Path], files: Callable[[Path], None]) -> Path:
     """Lets the main process write; when it can't, all processes end with its sentence."""
-    path, error = None, None
+    return from_main_process(accelerator, lambda: write(files))
+
+
+def from_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """What a function returns to the main process, which alone calls it; its sentence when it fails ends all."""
+    result, error = None, None
     if accelerator.is_main_process:
         try:
-            path = write(files)
-        except OSError as caught:
+            result = function()
+        except (StopTraining, ValueError, OSError) as caught:
             error = str(caught)
-    path, error = gather_object([(path, error)])[0]
+    result, error = broadcast_object_list([result, error])
     if error is not None:
         raise StopTraining(error)
-    return path
+    return result
 
 
 def resume(
     stage: Stage, args: LoopArguments, accelerator: Accelerator, folder: CheckpointFolder, max_steps: int
 ) -> Progress:
     """Brings a stage to where its checkpoint was, or has it start."""
-    checkpoint = find_checkpoint(args, folder)
+    checkpoint = from_main_process(accelerator, lambda: find_checkpoint(args, folder))
     if checkpoint is None:
         stage.start()
         return Progress(max_steps=max_steps)
+    check_visible(accelerator, checkpoint)
     before, now = checkpoint.state["recipe"], json.loads(json.dumps(stage.recipe()))
     if before.get("codec") != now.get("codec"):  # the checkpoint brings its own codec, and tokens would be another's
         raise StopTraining(
@@ -326,22 +334,40 @@ def resume(
 
 
 def find_checkpoint(args: LoopArguments, folder: CheckpointFolder) -> Checkpoint | None:
-    """The checkpoint that `--resume` names. A run that has checkpoints isn't begun anew by accident."""
+    """The checkpoint that `--resume` names. What another run has left isn't overwritten by accident."""
+    occupant = folder.occupant()
     if args.resume not in (None, "latest"):
+        if occupant is not None and not Path(args.resume).resolve().is_relative_to(folder.output_dir.resolve()):
+            raise StopTraining(
+                f"{occupant} is of another run than {args.resume}, and would be overwritten: name another "
+                "--output_dir, or remove it."
+            )
         return folder.load(Path(args.resume))
     latest = folder.latest()
-    if latest is None and (occupant := folder.occupant()) is not None:
+    if latest is None and occupant is not None:
         raise StopTraining(
             f"{occupant} is of no use to this run, which would overwrite it: name another --output_dir, or remove it."
         )
-    if args.resume == "latest":
-        return latest
-    if latest is not None:
+    if latest is not None and args.resume is None:
         raise StopTraining(
             f"{args.output_dir} holds checkpoints of a run already, the last one {latest.path.name}: go on with "
             "--resume latest, or name another --output_dir."
         )
-    return None
+    return latest
+
+
+def check_visible(accelerator: Accelerator, checkpoint: Checkpoint) -> None:
+    """Makes sure that all processes see the checkpoint that the main one has found, and not another of its name."""
+    try:
+        is_visible = read_manifest(checkpoint.path)["state"] == checkpoint.state
+    except ValueError:
+        is_visible = False
+    blind = [rank for rank, sees in enumerate(gather_object([is_visible])) if not sees]
+    if blind:
+        raise StopTraining(
+            f"{checkpoint.path} can't be seen by process {', '.join(map(str, blind))} of {accelerator.num_processes}: "
+            "put --output_dir on a disk that all machines have in common."
+        )
 
 
 class StopRequest:
