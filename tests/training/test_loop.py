@@ -21,6 +21,7 @@ from recording import leave_out_pictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
+from transformers_aar.data.examples import CropExamples
 from transformers_aar.training.checkpoints import CheckpointFolder
 from transformers_aar.training.loop import Progress, StopTraining, check_skipped, file_names, step_of, take_step
 from transformers_aar.training.sat_training import SatStage
@@ -147,6 +148,39 @@ def test_too_many_broken_files(tmp_path, train, sounds):
     assert "of the files that were wanted couldn't be read, and 10.0% may be missing; one of them: " in message
     assert any(str(path) in message for path in broken)
     assert "raise --max_skipped_share" in message
+
+
+def test_files_that_only_one_of_two_processes_cant_read(tmp_path, options):
+    """Its sentence is said, though it isn't the main one."""
+
+    def give_up(*_) -> dict:
+        raise ValueError("20 files in a row can't be read.")
+
+    def break_second() -> None:
+        if os.environ["RANK"] == "1":
+            CropExamples.__getitem__ = give_up
+
+    chosen = options["sat"] | {"output_dir": tmp_path / "run", "max_steps": 1, "per_device_batch_size": 2}
+    processes = [
+        Forked("train_sat.py", chosen, tmp_path / f"output-{rank}", break_second, environment)
+        for rank, environment in enumerate(rank_environments(2))
+    ]
+    first, second = (process.wait() for process in processes)
+    assert sentence(second) == "Error: 20 files in a row can't be read."
+    assert first.status != 0
+
+
+def test_processes_wait_for_each_other(tmp_path, options):
+    """Longer than PyTorch lets them by default, while the first one prepares a dataset or writes a checkpoint."""
+
+    def note_timeout(**kwargs) -> None:
+        (tmp_path / "days").write_text(str(kwargs["timeout"].days))
+        raise SystemExit(0)
+
+    prepare = partial(setattr, torch.distributed, "init_process_group", note_timeout)
+    chosen = options["sat"] | {"output_dir": tmp_path / "run"}
+    assert Forked("train_sat.py", chosen, tmp_path, prepare, rank_environments(2)[0]).wait().status == 0
+    assert (tmp_path / "days").read_text() == "7"
 
 
 @pytest.mark.parametrize(

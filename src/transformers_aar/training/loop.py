@@ -13,13 +13,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import matplotlib.image
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging
@@ -42,10 +48,12 @@ SKIPPED_FILE = "skipped_files.json"
 
 # of fewer files no share is taken
 FEW_FILES = 1000
+# Processes wait for each other, who may have hours to go: in preparing a dataset, or in writing a checkpoint.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=7))
 
 
 class StopTraining(Exception):
-    """Something that ends a run with one sentence and a non-zero exit status."""
+    """Ends a run with one sentence and a non-zero exit status; all processes raise it together."""
 
 
 class Stage(Protocol):
@@ -110,7 +118,7 @@ def make_accelerator(args: LoopArguments) -> Accelerator:
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to.split(","),
         project_dir=args.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENCE],
     )
 
 
@@ -216,7 +224,12 @@ def take_steps(
 
 
 def grouped(loader: DataLoader, size: int) -> Iterator[list[dict]]:
-    """The loader's micro-batches, a step's worth at a time. What can't be read any more ends the run."""
+    """
+    The loader's micro-batches, a step's worth at a time.
+
+    Raises:
+        ValueError: for what can't be read any more; on this process, which is the only one to know.
+    """
     micro_batches = iter(loader)
     try:
         while group := list(itertools.islice(micro_batches, size)):
@@ -227,7 +240,7 @@ def grouped(loader: DataLoader, size: int) -> Iterator[list[dict]]:
         # whose frames would keep the loader alive, and its workers, which Python then waits for when it exits
         traceback.clear_frames(error.__traceback__)
         del micro_batches
-        raise StopTraining(sentence) from None
+        raise ValueError(sentence) from None
 
 
 def guarded_step(
