@@ -14,7 +14,7 @@ from transformers import ClapFeatureExtractor
 from ..data.windows import hear_one_by_one
 from ..modeling_aar import AarForConditionalGeneration
 from ..processing_aar import AarProcessor
-from .arguments import AarArguments, LoopArguments
+from .arguments import AarArguments, LoopArguments, recipe_of
 from .checkpoints import load_model_state, load_optimizer_state, model_state, optimizer_state
 from .loop import learning_rate_factor, take_step
 from .sampling import ExampleStream, ValidationSet
@@ -124,7 +124,6 @@ class AarStage:
     """
 
     name = "aar"
-    metric = "loss"
 
     def __init__(
         self,
@@ -146,6 +145,7 @@ class AarStage:
         self.stream = stream
         self.validation_set = validation_set
         self.max_steps = max_steps
+        self.config = generator.config
         self.sampling_rate = generator.config.sampling_rate
         if args.gradient_checkpointing:
             generator.gradient_checkpointing_enable()
@@ -172,15 +172,10 @@ class AarStage:
                 part.to(self.accelerator.device)
 
     def recipe(self) -> dict:
-        return {
-            "learning_rate": self.loop_args.learning_rate,
+        return recipe_of(self.loop_args, self.args) | {
             "max_steps": self.max_steps,
             "global_batch_size": self.stream.global_batch_size,
-            "seed": self.loop_args.seed,
-            "mixed_precision": self.loop_args.mixed_precision,
             "num_examples": len(self.stream.dataset),
-            "weight_decay": self.args.weight_decay,
-            "loss_average": self.args.loss_average,
             "codec": self.generator.codec_model.fingerprint(),
         }
 

@@ -14,7 +14,7 @@ from torch import nn
 from ..evaluation.codebook_usage import CodebookUsage
 from ..feature_extraction_sat import SatFeatureExtractor
 from ..modeling_sat import SatModel
-from .arguments import LoopArguments, SatArguments
+from .arguments import LoopArguments, SatArguments, recipe_of
 from .checkpoints import load_optimizer_state, optimizer_state
 from .discriminators import AudioDiscriminator
 from .initialization import NUM_FITTED, initialize_from_data
@@ -80,7 +80,6 @@ class SatStage:
     """
 
     name = "sat"
-    metric = "mel"
 
     def __init__(
         self,
@@ -102,6 +101,7 @@ class SatStage:
         self.stream = stream
         self.validation_set = validation_set
         self.max_steps = max_steps
+        self.config = codec.config
         self.sampling_rate = codec.config.sampling_rate
         self.codec = codec.to(accelerator.device).train()
         self.discriminator = discriminator
@@ -119,15 +119,10 @@ class SatStage:
         return self.stream.read(positions)["input_values"].to(self.accelerator.device)
 
     def recipe(self) -> dict:
-        return {
-            "learning_rate": self.loop_args.learning_rate,
+        return recipe_of(self.loop_args, self.args) | {
             "max_steps": self.max_steps,
             "global_batch_size": self.stream.global_batch_size,
-            "seed": self.loop_args.seed,
-            "mixed_precision": self.loop_args.mixed_precision,
             "num_examples": len(self.stream.dataset),
-            "loss_weights": self.args.loss_weights,
-            "discriminators": self.args.discriminators,
         }
 
     @torch.no_grad()
