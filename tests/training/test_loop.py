@@ -9,12 +9,14 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from clips import RATE, SOUNDS, write_clips
 from datasets import Dataset
 from forking import Finished, Forked, rank_environments, read_lines, read_tensors
@@ -63,6 +65,31 @@ def sentence(finished: Finished) -> str:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+# --- how processes may share it
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "megatron_lm"])
+@pytest.mark.parametrize("stage", ["sat", "aar"])
+def test_other_ways_to_share_a_training(tmp_path, options, stage, name):
+    chosen = options[stage] | {"output_dir": tmp_path / "run"}
+    environment = {f"ACCELERATE_USE_{name.upper()}": "true"}
+    finished = Forked(f"train_{stage}.py", chosen, tmp_path, environment=environment).wait()
+    assert sentence(finished).endswith(f"or, the generator's, by FSDP: leave out --use_{name}.")
+
+
+@pytest.mark.parametrize(
+    "distributed_type, message",
+    [
+        ("FSDP", "trained whole on every device: leave out --use_fsdp"),
+        ("MULTI_GPU", "at least the 4 processes, got 3"),
+    ],
+)
+def test_what_a_tokenizer_cant_be_shared_by(distributed_type, message):
+    accelerator = SimpleNamespace(distributed_type=DistributedType(distributed_type), num_processes=4)
+    with pytest.raises(ValueError, match=message):
+        SatStage(accelerator, SimpleNamespace(codebook_start_examples=3), *(None,) * 5, max_steps=1)
 
 
 # --- what can't be trained on
@@ -380,6 +407,18 @@ def test_a_finished_model_isnt_overwritten_by_accident(tmp_path, train):
     assert names(run) == ["final", "metrics.jsonl"]
 
 
+def test_no_memory_for_a_checkpoint(tmp_path, train):
+    """Isn't taken for a checkpoint of another model."""
+
+    def fail(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert train(max_steps=1).status == 0
+    finished = train(max_steps=2, resume="latest", prepare=lambda: setattr(SatStage, "load_files", fail))
+    assert finished.status == 1
+    assert "CUDA out of memory." in finished.stderr and "of another model" not in finished.stderr
+
+
 def test_a_checkpoint_of_elsewhere(tmp_path, train):
     """Begins a run of its own in a new folder, and not in that of another run."""
     checkpoint = tmp_path / "run" / "checkpoint-000001"
@@ -494,6 +533,13 @@ def test_sounds_and_pictures(tmp_path, options, stage):
             made = pipeline("text-to-audio", model=str(saved))("Siren")
             assert made["sampling_rate"] == RATE
             assert np.isfinite(made["audio"]).all()
+
+
+def test_sounds_without_a_neighbour(tmp_path, train):
+    """Have no neighbour's conditioning, instead of their own."""
+    assert train("aar", per_device_batch_size=1, max_steps=1).status == 0
+    entry = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert "validation/loss" in entry and "validation/loss_with_neighbours_conditioning" not in entry
 
 
 def test_the_average_is_what_is_published(tmp_path, train):

@@ -25,6 +25,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
+    parse_flag_from_env,
 )
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -129,7 +130,18 @@ class Progress:
 
 
 def make_accelerator(args: LoopArguments) -> Accelerator:
-    """Accelerate's view of the processes. Codebook statistics are summed by the model, so buffers aren't broadcast."""
+    """
+    Accelerate's view of the processes. Codebook statistics are summed by the model, so buffers aren't broadcast.
+
+    Raises:
+        ValueError: for ways of sharing a training that the loop doesn't know.
+    """
+    for name in ("deepspeed", "megatron_lm"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
+            raise ValueError(
+                f"Processes share a training by DistributedDataParallel or, the generator's, by FSDP: leave out "
+                f"--use_{name}."
+            )
     return Accelerator(
         cpu=args.use_cpu,
         mixed_precision=args.mixed_precision,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedType, broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -92,6 +92,13 @@ class SatStage:
         validation_set: ValidationSet,
         max_steps: int,
     ):
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("The tokenizer is small, and trained whole on every device: leave out --use_fsdp.")
+        if (args.codebook_start_examples or accelerator.num_processes) < accelerator.num_processes:
+            raise ValueError(
+                f"`codebook_start_examples` must be at least the {accelerator.num_processes} processes, got "
+                f"{args.codebook_start_examples}."
+            )
         if accelerator.state.dynamo_plugin.use_regional_compilation:
             # which takes weight norms for blocks, and would give the model another quantizer than the codec's
             raise ValueError("The tokenizer has no blocks to compile: leave out --dynamo_use_regional_compilation.")
@@ -185,8 +192,7 @@ class SatStage:
             with self._accumulating(self.model, is_last=index == len(sounds) - 1):
                 fake, commitment = self.model(real)
                 losses = self._losses(real, fake, commitment, magnitudes, real_features)
-                weights = {name: self.args.loss_weights[name] for name in losses}
-                self.accelerator.backward(weighted_sum(losses, weights) / len(sounds))
+                self.accelerator.backward(weighted_sum(losses, self.args.loss_weights) / len(sounds))
             reconstructions.append(fake.detach())
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0.0) + loss.detach() / len(sounds)
