@@ -477,7 +477,13 @@ def test_what_a_configuration_may_not_change(tmp_path, build_generator):
             setattr(other.codec_config, name, value)
         return first_difference(AarConfig.from_pretrained(tmp_path), other)
 
-    assert difference({"codebook_decay": 0.5}, conditioning_dropout=0.5, drop_path_rate=0.5, use_cache=False) is None
+    changed = {
+        "conditioning_dropout": 0.5,
+        "drop_path_rate": 0.5,
+        "use_cache": False,
+        "auto_map": {"AutoConfig": "a.B"},
+    }
+    assert difference({"codebook_decay": 0.5}, **changed) is None
     assert difference(labels=["Rain", "Dog"]) == "labels was ['Dog', 'Rain'] and is ['Rain', 'Dog']"
     assert difference({"scales": [1, 3, 4, 6]}) == "scales was [1, 2, 4, 6] and is [1, 3, 4, 6]"
 

@@ -378,7 +378,7 @@ def other_model(checkpoint: Checkpoint, reason: str) -> str:
 
 def first_difference(before: PreTrainedConfig, now: PreTrainedConfig) -> str | None:
     """Name and values of the first field that gives a model's tensors, or its labels, another meaning."""
-    of_the_library = PreTrainedConfig().to_dict()
+    of_the_library = {*PreTrainedConfig().to_dict(), "auto_map"}
     for name in now.to_dict():
         if name in of_the_library or name in FREE_FIELDS:
             continue
