@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 from clips import write_clips
+from datasets import Dataset
 from forking import Finished, Forked
 
 from transformers_aar.data.synthesis import SOUND_KINDS
 from transformers_aar.data.synthetic_audioset import write_audioset
 from transformers_aar.evaluation.sound_classifier import SoundClassifier
+from transformers_aar.training.classifier_training import ClassifierArguments, train_classifier
 
 SMALL = {
     **{"max_steps": 2, "batch_size": 4, "num_validation_examples": 4, "dataloader_num_workers": 0},
@@ -33,6 +36,23 @@ def test_training(sounds_dir, tmp_path):
     assert finished.status == 0, finished.stderr
     assert f"{tmp_path / 'classifier'}: names " in finished.stdout and "of 4 held-out crops" in finished.stdout
     assert SoundClassifier.load(tmp_path / "classifier").labels == list(SOUND_KINDS)
+
+
+def test_another_seed_draws_other_crops(sounds_dir, tmp_path, monkeypatch):
+    datasets = []
+
+    class NoTrainer:
+        def __init__(self, *_, train_dataset, eval_dataset, **__):
+            datasets.append((train_dataset, eval_dataset))
+            raise StopIteration
+
+    monkeypatch.setattr("transformers_aar.training.classifier_training.Trainer", NoTrainer)
+    monkeypatch.setattr(Dataset, "shuffle", lambda dataset, _: dataset)
+    for seed in (0, 1):
+        with pytest.raises(StopIteration):
+            train_classifier(ClassifierArguments(str(sounds_dir), str(tmp_path), seed=seed))
+    for one, other in zip(*datasets):
+        assert not torch.equal(one[0]["waveforms"], other[0]["waveforms"])
 
 
 @pytest.mark.parametrize(

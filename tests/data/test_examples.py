@@ -6,7 +6,9 @@ import soundfile
 import torch
 from datasets import Audio, Dataset, Features, List, Value
 
+from transformers_aar import SatConfig
 from transformers_aar.data.examples import MAX_ATTEMPTS, CropExamples, TokenExamples, example_generator, labels_of_span
+from transformers_aar.data.windows import SkippedClip, WindowedClips
 
 RATE = 24_000
 
@@ -95,6 +97,18 @@ def test_nothing_but_broken_files(paths):
     examples = CropExamples(as_dataset([paths[1], paths[5]]), 0.1, [RATE], seed=0)
     with pytest.raises(ValueError, match=f"^{MAX_ATTEMPTS} files in a row can't be read; the last one: .*sound-"):
         examples[0, 0]
+
+
+@pytest.mark.parametrize("nothing", [None, {"path": None, "bytes": None}])
+def test_rows_without_a_sound(paths, nothing):
+    """As Parquet files may have: they are left out like broken files, in training and in a token cache."""
+    features = Features({"audio": {"path": Value("string"), "bytes": Value("binary")}})
+    rows = [{"path": None, "bytes": paths[0].read_bytes()}, nothing]
+    dataset = Dataset.from_dict({"audio": rows}, features=features).cast_column("audio", Audio(decode=False))
+    reason = "The row holds no sound, neither a path nor bytes."
+    example = CropExamples(dataset, 0.1, [RATE], seed=0)[0, 1]
+    assert example["name"] == "row 0" and set(example["skipped"]) == {("row 1", reason)}
+    assert WindowedClips(dataset, range(2), SatConfig())[1] == SkippedClip("row 1", reason)
 
 
 def test_sounds_without_a_file(paths):

@@ -29,9 +29,9 @@ def test_scales_count_as_their_tokens_or_the_same(generator, average):
     codes = torch.randint(codec.codebook_size, (3, codec.tokens_per_window))
     stage = SimpleNamespace(
         args=SimpleNamespace(loss_average=average),
-        model=generator,
         generator=generator,
         _codes=lambda inputs: inputs["audio_codes"],
+        _forward=lambda inputs: generator(**inputs),
     )
     loss = AarStage._loss(stage, {"audio_codes": codes})
     losses = F.cross_entropy(generator(audio_codes=codes).logits.mT, codes, reduction="none")

@@ -39,9 +39,9 @@ def writer(value: int, size: int = 1000):
     return write_files
 
 
-def save(folder: CheckpointFolder, step: int, metric: float | None = None, value: int | None = None) -> Path:
+def save(folder: CheckpointFolder, step: int, value: int | None = None) -> Path:
     value = step if value is None else value
-    return folder.save(step, {"step": step, "value": value}, writer(value), metric)
+    return folder.save(step, {"step": step, "value": value}, writer(value))
 
 
 def names(output_dir: Path) -> list[str]:
@@ -64,7 +64,6 @@ def folder(tmp_path) -> CheckpointFolder:
 
 def test_nothing_yet(folder):
     assert folder.latest() is None
-    assert folder.best() is None
 
 
 def test_what_was_saved_comes_back(folder):
@@ -78,15 +77,11 @@ def test_what_was_saved_comes_back(folder):
     assert names(folder.output_dir) == ["checkpoint-000010"]
 
 
-def test_rotation_keeps_the_newest_and_the_best(folder):
-    for step, metric in ((10, 3.0), (20, 1.0), (30, 2.0), (40, float("nan")), (50, None), (60, 4.0)):
-        save(folder, step, metric)
-    assert names(folder.output_dir) == ["checkpoint-000020", "checkpoint-000050", "checkpoint-000060"]
-    assert folder.best().state["step"] == 20
-    assert folder.latest().state["step"] == 60
-    save(folder, 70, 0.5)
-    assert names(folder.output_dir) == ["checkpoint-000060", "checkpoint-000070"]
-    assert folder.best().state["step"] == 70
+def test_rotation_keeps_the_newest(folder):
+    for step in (10, 20, 30):
+        save(folder, step)
+    assert names(folder.output_dir) == ["checkpoint-000020", "checkpoint-000030"]
+    assert folder.latest().state["step"] == 30
 
 
 def test_newest_is_the_last_written(folder):
@@ -125,8 +120,8 @@ FILES = ["model.safetensors", "config.json", "samples/prompt.txt", MANIFEST]
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "changed", "grown"])
 def test_damaged_checkpoints_are_named_and_passed_over(folder, caplog, name, damage):
-    save(folder, 10, metric=2.0)
-    newest = save(folder, 20, metric=1.0)
+    save(folder, 10)
+    newest = save(folder, 20)
     path = newest / name
     content = path.read_bytes()
     if damage == "missing":
@@ -141,7 +136,6 @@ def test_damaged_checkpoints_are_named_and_passed_over(folder, caplog, name, dam
         path.write_bytes(content + b"\n}")
     latest = folder.latest()
     assert latest.state["step"] == 10
-    assert folder.best().state["step"] == 10
     assert_intact(latest)
     (message,) = [record.getMessage() for record in caplog.records]
     assert str(newest) in message
@@ -171,10 +165,10 @@ def test_a_manifest_edited_by_hand_is_refused(folder):
 
 def test_another_format(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("transformers_aar.training.checkpoints.MANIFEST_FORMAT", 2)
+        patch.setattr("transformers_aar.training.checkpoints.MANIFEST_FORMAT", 3)
         path = save(folder, 10)
     assert folder.latest() is None
-    with pytest.raises(ValueError, match="it has format 2, and this version reads 1"):
+    with pytest.raises(ValueError, match="it has format 3, and this version reads 2"):
         folder.load(path)
 
 
@@ -269,8 +263,8 @@ def test_an_output_folder_that_cant_be_made(tmp_path):
 
 
 ACTIONS = {
-    "new": lambda folder: save(folder, 30, metric=5.0),
-    "replaced": lambda folder: save(folder, 20, metric=5.0, value=21),
+    "new": lambda folder: save(folder, 30),
+    "replaced": lambda folder: save(folder, 20, value=21),
     "finished": lambda folder: folder.finish(writer(30)),
 }
 
@@ -280,8 +274,8 @@ def test_killed_at_every_moment_of_a_save(tmp_path, action):
     """After each, a complete checkpoint is the latest, the old or the new one, and the next save clears up."""
     start = tmp_path / "start"
     first = CheckpointFolder(start, "sat", keep=1)
-    save(first, 10, metric=1.0)
-    save(first, 20, metric=2.0)
+    save(first, 10)
+    save(first, 20)
     first.finish(writer(20))
     (start / ".checkpoint-000005.partial").mkdir()
     (start / ".checkpoint-000005.partial" / "model.safetensors").write_bytes(b"half")
@@ -294,13 +288,11 @@ def test_killed_at_every_moment_of_a_save(tmp_path, action):
         died = dies(lambda folder=folder: ACTIONS[action](folder), root, deadline)
         latest = folder.latest()
         assert_intact(latest)
-        assert_intact(folder.best())
         seen.add(latest.state["value"])
 
-        save(folder, 40, metric=6.0)
+        save(folder, 40)
         assert folder.latest().state["value"] == 40
-        assert folder.best().state["value"] == 10
-        assert names(root) == ["checkpoint-000010", "checkpoint-000040", "final"]
+        assert names(root) == ["checkpoint-000040", "final"]
         final = json.loads((root / "final" / "config.json").read_text())["value"]
         assert final in ((20, 30) if action == "finished" else (20,))
         shutil.rmtree(root)

@@ -109,6 +109,11 @@ def test_codecs_too_small_to_be_good_start_all_the_same(options):
         assert autoencode(started(**options), chords(2, seed=1)).isfinite().all()
 
 
+def test_nothing_but_silence():
+    with pytest.raises(ValueError, match="these are all silent"):
+        initialize_from_data(SatModel(SatConfig(**SMALL)), torch.zeros(4, 1, 9600))
+
+
 def test_bands_that_no_frame_could_tell_apart():
     with pytest.raises(ValueError, match="can't tell 32 bands of 24000 Hz apart"):
         ChannelVocoder(24_000, 16, 32, (8, 8))

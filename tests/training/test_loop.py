@@ -2,24 +2,41 @@
 
 import errno
 import json
+import os
 import resource
+import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from clips import RATE, SOUNDS, write_clips
+from datasets import Dataset
 from forking import Finished, Forked, rank_environments, read_lines, read_tensors
 from recording import leave_out_pictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
+from transformers_aar import AarConfig
+from transformers_aar.data.examples import CropExamples
 from transformers_aar.training.checkpoints import CheckpointFolder
-from transformers_aar.training.loop import Progress, StopTraining, check_skipped, file_names, step_of, take_step
+from transformers_aar.training.loop import (
+    Progress,
+    StopTraining,
+    check_skipped,
+    file_names,
+    first_difference,
+    step_of,
+    take_step,
+)
+from transformers_aar.training.runs import with_labels
 from transformers_aar.training.sat_training import SatStage
 
 
@@ -48,6 +65,31 @@ def sentence(finished: Finished) -> str:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+# --- how processes may share it
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "megatron_lm"])
+@pytest.mark.parametrize("stage", ["sat", "aar"])
+def test_other_ways_to_share_a_training(tmp_path, options, stage, name):
+    chosen = options[stage] | {"output_dir": tmp_path / "run"}
+    environment = {f"ACCELERATE_USE_{name.upper()}": "true"}
+    finished = Forked(f"train_{stage}.py", chosen, tmp_path, environment=environment).wait()
+    assert sentence(finished).endswith(f"or, the generator's, by FSDP: leave out --use_{name}.")
+
+
+@pytest.mark.parametrize(
+    "distributed_type, message",
+    [
+        ("FSDP", "trained whole on every device: leave out --use_fsdp"),
+        ("MULTI_GPU", "at least the 4 processes, got 3"),
+    ],
+)
+def test_what_a_tokenizer_cant_be_shared_by(distributed_type, message):
+    accelerator = SimpleNamespace(distributed_type=DistributedType(distributed_type), num_processes=4)
+    with pytest.raises(ValueError, match=message):
+        SatStage(accelerator, SimpleNamespace(codebook_start_examples=3), *(None,) * 5, max_steps=1)
 
 
 # --- what can't be trained on
@@ -146,6 +188,39 @@ def test_too_many_broken_files(tmp_path, train, sounds):
     assert "raise --max_skipped_share" in message
 
 
+def test_files_that_only_one_of_two_processes_cant_read(tmp_path, options):
+    """Its sentence is said, though it isn't the main one."""
+
+    def give_up(*_) -> dict:
+        raise ValueError("20 files in a row can't be read.")
+
+    def break_second() -> None:
+        if os.environ["RANK"] == "1":
+            CropExamples.__getitem__ = give_up
+
+    chosen = options["sat"] | {"output_dir": tmp_path / "run", "max_steps": 1, "per_device_batch_size": 2}
+    processes = [
+        Forked("train_sat.py", chosen, tmp_path / f"output-{rank}", break_second, environment)
+        for rank, environment in enumerate(rank_environments(2))
+    ]
+    first, second = (process.wait() for process in processes)
+    assert sentence(second) == "Error: 20 files in a row can't be read."
+    assert first.status != 0
+
+
+def test_processes_wait_for_each_other(tmp_path, options):
+    """Longer than PyTorch lets them by default, while the first one prepares a dataset or writes a checkpoint."""
+
+    def note_timeout(**kwargs) -> None:
+        (tmp_path / "days").write_text(str(kwargs["timeout"].days))
+        raise SystemExit(0)
+
+    prepare = partial(setattr, torch.distributed, "init_process_group", note_timeout)
+    chosen = options["sat"] | {"output_dir": tmp_path / "run"}
+    assert Forked("train_sat.py", chosen, tmp_path, prepare, rank_environments(2)[0]).wait().status == 0
+    assert (tmp_path / "days").read_text() == "7"
+
+
 @pytest.mark.parametrize(
     "num_skipped, num_read, num_files, share",
     [
@@ -163,10 +238,42 @@ def test_share_of_broken_files(num_skipped, num_read, num_files, share):
     skipped = {f"{number}.wav": f"{number}.wav can't be read." for number in range(num_skipped)}
     progress = Progress(skipped=skipped, examples_read=num_read)
     if share is None:
-        check_skipped(Accelerator(cpu=True), progress, 0.01, num_files)
+        check_skipped(progress, 0.01, num_files)
     else:
         with pytest.raises(StopTraining, match=f"^{share} of the files .*; one of them: {num_skipped - 1}.wav can't"):
-            check_skipped(Accelerator(cpu=True), progress, 0.01, num_files)
+            check_skipped(progress, 0.01, num_files)
+
+
+def test_examples_of_all_processes_are_counted(tmp_path, train, options):
+    """So that the share of broken files is the same when fewer processes go on."""
+    chosen = options["sat"] | {"output_dir": tmp_path / "run", "max_steps": 1, "per_device_batch_size": 2}
+    processes = [
+        Forked("train_sat.py", chosen, tmp_path / f"output-{rank}", environment=environment)
+        for rank, environment in enumerate(rank_environments(2))
+    ]
+    assert [process.wait().status for process in processes] == [0, 0]
+    assert train(max_steps=3, per_device_batch_size=4, resume="latest").status == 0
+    states = [CheckpointFolder(tmp_path / "run", "sat", 3).load(path).state for path in (tmp_path / "run").glob("c*")]
+    counts = {state["progress"]["step"]: state["progress"]["examples_read"] for state in states}
+    assert counts == {1: 4, 3: 12}
+
+
+def test_processes_exchange_only_what_is_new(monkeypatch):
+    exchanged = []
+    monkeypatch.setattr("transformers_aar.training.loop.gather_object", lambda items: exchanged.append(items) or items)
+    progress = Progress()
+    for name in ("a.wav", "a.wav", "b.wav"):
+        progress.count([{"skipped": [(name, f"{name} can't be read.")]}], num_examples=2)
+        progress.share_skipped()
+    assert [[name for name, _ in items] for items in exchanged] == [["a.wav"], [], ["b.wav"]]
+    assert list(progress.skipped) == ["a.wav", "b.wav"]
+
+
+def test_nothing_to_validate_on():
+    dataset = Dataset.from_dict({"labels": [[], [0, 1]]})
+    assert len(with_labels(dataset)) == 1
+    with pytest.raises(ValueError, match="None of the 2 sounds of a split has exactly 1 label: name another"):
+        with_labels(dataset, exactly=1)
 
 
 def test_too_many_missing_files(tmp_path, train, sounds):
@@ -197,6 +304,20 @@ def test_a_full_disk(tmp_path, train):
     assert finished.status == 0, finished.stderr
     assert finished.stdout.startswith(f"Going on after step 1, from {run / 'checkpoint-000001'}.")
     assert [entry["step"] for entry in read_lines(run / "metrics.jsonl") if "train/wave" in entry] == [1, 2, 3]
+
+
+def test_a_validation_that_fails(tmp_path, train):
+    """Loses no steps: the run goes on with it."""
+
+    def fail(_) -> None:
+        raise ValueError("This sound can't be read.")
+
+    chosen = {"save_steps": 2, "validation_steps": 2, "max_steps": 4}
+    assert sentence(train(prepare=lambda: setattr(SatStage, "validate", fail), **chosen)).endswith("can't be read.")
+    finished = train(resume="latest", **chosen)
+    assert finished.stdout.startswith(f"Going on after step 2, from {tmp_path / 'run' / 'checkpoint-000002'}.")
+    entries = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [entry["step"] for entry in entries if "validation/mel" in entry] == [2, 4]
 
 
 def test_no_room_for_the_log(tmp_path, train):
@@ -274,20 +395,104 @@ def test_checkpoints_arent_overwritten_by_accident(tmp_path, train):
     assert "holds checkpoints of a run already, the last one checkpoint-000001: go on with --resume latest" in message
 
 
+def test_a_finished_model_isnt_overwritten_by_accident(tmp_path, train):
+    """Whose checkpoints someone has removed to save space."""
+    run = tmp_path / "run"
+    assert train(max_steps=1).status == 0
+    shutil.rmtree(run / "checkpoint-000001")
+    before = (run / "metrics.jsonl").read_text()
+    for resume in ({}, {"resume": "latest"}):
+        assert f"{run / 'final'} is of no use to this run, which would overwrite it" in sentence(train(**resume))
+    assert (run / "metrics.jsonl").read_text() == before
+    assert names(run) == ["final", "metrics.jsonl"]
+
+
+def test_no_memory_for_a_checkpoint(tmp_path, train):
+    """Isn't taken for a checkpoint of another model."""
+
+    def fail(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert train(max_steps=1).status == 0
+    finished = train(max_steps=2, resume="latest", prepare=lambda: setattr(SatStage, "load_files", fail))
+    assert finished.status == 1
+    assert "CUDA out of memory." in finished.stderr and "of another model" not in finished.stderr
+
+
+def test_a_checkpoint_of_elsewhere(tmp_path, train):
+    """Begins a run of its own in a new folder, and not in that of another run."""
+    checkpoint = tmp_path / "run" / "checkpoint-000001"
+    assert train(max_steps=1).status == 0
+    other = tmp_path / "other"
+    assert train(max_steps=2, output_dir=other, resume=checkpoint).status == 0
+    before = (other / "metrics.jsonl").read_text()
+    message = sentence(train(max_steps=3, output_dir=other, resume=checkpoint))
+    assert f"{other / 'checkpoint-000002'} is of another run than {checkpoint}, and would be overwritten" in message
+    assert (other / "metrics.jsonl").read_text() == before
+    assert train(max_steps=3, output_dir=other, resume=other / "checkpoint-000002").status == 0
+
+
+def test_a_folder_that_only_one_of_two_processes_sees(tmp_path, train, options):
+    """As on machines that have no disk in common: both end, and nothing begins anew."""
+    assert train(max_steps=1).status == 0
+    chosen = options["sat"] | {"output_dir": "run", "max_steps": 2, "resume": "latest", "per_device_batch_size": 2}
+    (tmp_path / "elsewhere").mkdir()
+    processes = [
+        Forked("train_sat.py", chosen, tmp_path / f"output-{rank}", partial(os.chdir, folder), environment)
+        for rank, (folder, environment) in enumerate(zip((tmp_path, tmp_path / "elsewhere"), rank_environments(2)))
+    ]
+    first, second = (process.wait() for process in processes)
+    assert "run/checkpoint-000001 can't be seen by process 1 of 2: put --output_dir on a disk" in sentence(first)
+    assert second.status == 1
+    assert names(tmp_path / "run") == ["checkpoint-000001", "final", "metrics.jsonl"]
+
+
 def test_other_settings_are_named(tmp_path, train):
     assert train(max_steps=1).status == 0
-    finished = train(max_steps=2, resume=tmp_path / "run" / "checkpoint-000001", learning_rate=0.5, seed=3)
+    changed = {"learning_rate": 0.5, "seed": 3, "lr_schedule": "lin0", "max_grad_norm": 2.0}
+    changed |= {"discriminator_skip_interval": 4, "logging_steps": 2}
+    finished = train(max_steps=2, resume=tmp_path / "run" / "checkpoint-000001", **changed)
     assert finished.status == 0
-    assert "goes on with other settings than it began with: " in finished.stderr
-    for change in ("learning_rate was 0.001 and is 0.5", "max_steps was 1 and is 2", "seed was 0 and is 3"):
-        assert change in finished.stderr
-    assert "mixed_precision" not in finished.stderr
+    (line,) = [line for line in finished.stderr.splitlines() if "goes on with other settings" in line]
+    _, _, changes = line.partition("than it began with: ")
+    assert set(changes.rstrip(".").split("; ")) == {
+        *("learning_rate was 0.001 and is 0.5", "max_steps was 1 and is 2", "seed was 0 and is 3"),
+        *("lr_schedule was cosine and is lin0", "max_grad_norm was 1.0 and is 2.0"),
+        "discriminator_skip_interval was 3 and is 4",
+    }
+
+
+# with tensors of the same shapes
+OTHER_SCALES = {"num_filters": 2, "hidden_size": 8, "codebook_dim": 4, "codebook_size": 16, "num_lstm_layers": 1}
+OTHER_SCALES |= {"window_length_s": 0.08, "scales": [1, 3, 4, 6], "phi_kernel_sizes": [3, 3]}
+
+
+def test_what_a_configuration_may_not_change(tmp_path, build_generator):
+    config = build_generator(conditioning="label", labels=["Dog", "Rain"]).config
+    config.save_pretrained(tmp_path)
+
+    def difference(codec_fields: dict = {}, **fields) -> str | None:  # noqa: B006
+        other = AarConfig.from_pretrained(tmp_path, **fields)
+        for name, value in codec_fields.items():
+            setattr(other.codec_config, name, value)
+        return first_difference(AarConfig.from_pretrained(tmp_path), other)
+
+    changed = {
+        "conditioning_dropout": 0.5,
+        "drop_path_rate": 0.5,
+        "use_cache": False,
+        "auto_map": {"AutoConfig": "a.B"},
+    }
+    assert difference({"codebook_decay": 0.5}, **changed) is None
+    assert difference(labels=["Rain", "Dog"]) == "labels was ['Dog', 'Rain'] and is ['Rain', 'Dog']"
+    assert difference({"scales": [1, 3, 4, 6]}) == "scales was [1, 2, 4, 6] and is [1, 3, 4, 6]"
 
 
 @pytest.mark.parametrize(
     "stage, changed",
     [
         ("sat", {"codec_config": '{"num_filters": 2, "hidden_size": 8, "codebook_size": 16}'}),
+        ("sat", {"codec_config": json.dumps(OTHER_SCALES)}),
         ("sat", {"discriminators": '{"stft": {"n_ffts": [256]}}'}),
         ("aar", {"model_config": '{"conditioning": "label", "hidden_size": 128, "num_attention_heads": 2}'}),
     ],
@@ -296,14 +501,6 @@ def test_another_model_cant_go_on(tmp_path, train, stage, changed):
     assert train(stage, max_steps=1).status == 0
     message = sentence(train(stage, max_steps=2, resume="latest", **changed))
     assert f"{tmp_path / 'run' / 'checkpoint-000001'} is of another model than these options make" in message
-
-
-def test_the_best_checkpoint_stays(tmp_path, train):
-    metrics = iter([3.0, 1.0, 2.0, 4.0])
-    prepare = lambda: setattr(SatStage, "validate", lambda _: {"mel": next(metrics)})  # noqa: E731
-    finished = train(prepare=prepare, max_steps=4, save_steps=1, validation_steps=1, save_total_limit=1)
-    assert finished.status == 0, finished.stderr
-    assert names(tmp_path / "run") == ["checkpoint-000002", "checkpoint-000004", "final", "metrics.jsonl"]
 
 
 # --- what it leaves
@@ -342,6 +539,13 @@ def test_sounds_and_pictures(tmp_path, options, stage):
             made = pipeline("text-to-audio", model=str(saved))("Siren")
             assert made["sampling_rate"] == RATE
             assert np.isfinite(made["audio"]).all()
+
+
+def test_sounds_without_a_neighbour(tmp_path, train):
+    """Have no neighbour's conditioning, instead of their own."""
+    assert train("aar", per_device_batch_size=1, max_steps=1).status == 0
+    entry = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert "validation/loss" in entry and "validation/loss_with_neighbours_conditioning" not in entry
 
 
 def test_the_average_is_what_is_published(tmp_path, train):

@@ -40,7 +40,7 @@ class Crop:
 
 
 def read_crop(
-    audio: Mapping,
+    audio: Mapping | None,
     duration_s: float,
     sampling_rates: Sequence[int],
     position: float,
@@ -61,8 +61,9 @@ def read_crop(
 
     Raises:
         ValueError: for a file that is missing, no sound, empty, damaged within or before this piece, or holds NaN or
-            infinite samples, and for a rate as `resample_blocks`.
+            infinite samples, for a row without one, and for a rate as `resample_blocks`.
     """
+    check_present(audio)
     name = audio["path"] or "A sound without a path"
     source = audio["path"] if audio["bytes"] is None else BytesIO(audio["bytes"])
     try:
@@ -81,6 +82,12 @@ def read_crop(
         _resample(samples, orig_rate, rate, start - begin, round(duration_s * rate)) for rate in sampling_rates
     ]
     return Crop(resampled, start / orig_rate)
+
+
+def check_present(audio: Mapping | None) -> None:
+    """Raises a ValueError for a row without a sound, as tables of other formats than folders may have."""
+    if audio is None or (audio["path"] is None and audio["bytes"] is None):
+        raise ValueError("The row holds no sound, neither a path nor bytes.")
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class TokenExamples(Dataset):
 
 def example_name(row: dict, index: int) -> str:
     """What to call a sound in messages: its file, else its id, else its number."""
-    return row["audio"].get("path") or row.get("id") or f"row {index}"
+    return (row["audio"] or {}).get("path") or row.get("id") or f"row {index}"
 
 
 def labels_of_span(row: dict, start_s: float, end_s: float) -> list[int]:

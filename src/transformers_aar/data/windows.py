@@ -11,7 +11,7 @@ from transformers import ClapFeatureExtractor
 
 from ..configuration_sat import SatConfig
 from .audio import read_sound
-from .crops import hidden_decoder_messages
+from .crops import check_present, hidden_decoder_messages
 from .examples import example_name, labels_of_span
 
 
@@ -112,8 +112,9 @@ def hear_one_by_one(extractor: ClapFeatureExtractor, waveforms: Iterable[torch.T
     return {key: torch.cat([entry[key] for entry in inputs]) for key in ("input_features", "is_longer")}
 
 
-def read_whole(audio: dict, name: str, sampling_rate: int, channels: int = 1) -> torch.Tensor:
+def read_whole(audio: dict | None, name: str, sampling_rate: int, channels: int = 1) -> torch.Tensor:
     """A sound `(channels, num_samples)` from its `path` or `bytes`; see [`read_sound`]."""
+    check_present(audio)
     with hidden_decoder_messages():
         blocks = list(read_sound(audio["path"] or name, sampling_rate, channels, data=audio["bytes"]))
     return torch.cat(blocks, dim=-1)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import ClapFeatureExtractor
 
 from ..data.windows import hear_one_by_one
-from ..modeling_aar import AarForConditionalGeneration
+from ..modeling_aar import AarForConditionalGeneration, AarOutput
 from ..processing_aar import AarProcessor
-from .arguments import AarArguments, LoopArguments
+from .arguments import AarArguments, LoopArguments, recipe_of
 from .checkpoints import load_model_state, load_optimizer_state, model_state, optimizer_state
 from .loop import learning_rate_factor, take_step
 from .sampling import ExampleStream, ValidationSet
@@ -124,7 +125,6 @@ class AarStage:
     """
 
     name = "aar"
-    metric = "loss"
 
     def __init__(
         self,
@@ -146,10 +146,11 @@ class AarStage:
         self.stream = stream
         self.validation_set = validation_set
         self.max_steps = max_steps
+        self.config = generator.config
         self.sampling_rate = generator.config.sampling_rate
         if args.gradient_checkpointing:
             generator.gradient_checkpointing_enable()
-        self._leave_frozen_parts_whole()
+        self._prepare_sharding()
         groups = weight_decay_groups(generator)
         optimizer = torch.optim.AdamW(groups, betas=tuple(args.adam_betas), fused=True)
         self.model, self.optimizer = accelerator.prepare(generator, optimizer)
@@ -161,26 +162,19 @@ class AarStage:
     def is_sharded(self) -> bool:
         return self.accelerator.distributed_type == DistributedType.FSDP
 
-    def _leave_frozen_parts_whole(self) -> None:
-        """FSDP shards the transformer only: of the codec methods are called that aren't its forward."""
+    def _prepare_sharding(self) -> None:
         if self.is_sharded:
+            if not self.accelerator.is_fsdp2:
+                raise ValueError("The generator is sharded by FSDP's second version only: add --fsdp_version 2.")
             if self.args.ema_decay is not None:
                 raise ValueError("`ema_decay` needs whole weights: leave it out, or train without FSDP.")
-            frozen = [self.generator.codec_model, self.generator.conditioner]
-            self.accelerator.state.fsdp_plugin.ignored_modules = [part for part in frozen if part is not None]
-            for part in self.accelerator.state.fsdp_plugin.ignored_modules:
-                part.to(self.accelerator.device)
+            configure_fsdp(self.accelerator.state.fsdp_plugin, self.generator, self.accelerator.device)
 
     def recipe(self) -> dict:
-        return {
-            "learning_rate": self.loop_args.learning_rate,
+        return recipe_of(self.loop_args, self.args) | {
             "max_steps": self.max_steps,
             "global_batch_size": self.stream.global_batch_size,
-            "seed": self.loop_args.seed,
-            "mixed_precision": self.loop_args.mixed_precision,
             "num_examples": len(self.stream.dataset),
-            "weight_decay": self.args.weight_decay,
-            "loss_average": self.args.loss_average,
             "codec": self.generator.codec_model.fingerprint(),
         }
 
@@ -206,10 +200,14 @@ class AarStage:
         """The model's own, over tokens; or the mean over scales of each scale's mean."""
         codes = self._codes(inputs)
         if self.args.loss_average == "tokens":
-            return self.model(**inputs).loss
-        logits = self.model(**inputs).logits
+            return self._forward(inputs).loss
+        logits = self._forward(inputs).logits
         losses, _, counts = scale_sums(logits, codes, self.generator.config.codec_config.scales).unbind(1)
         return (losses / counts).mean().to(logits.dtype)
+
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> AarOutput:
+        with self.accelerator.autocast():  # which Accelerate adds to the model by itself, but for FSDP
+            return self.model(**inputs)
 
     def _set_schedules(self, step: int) -> None:
         rate = self.loop_args.learning_rate * learning_rate_factor(self.loop_args, step, self.max_steps)
@@ -249,7 +247,8 @@ class AarStage:
     def validate(self) -> dict[str, float]:
         """
         Cross-entropy in nats per token and the share of tokens that are guessed rightly, over all and for every scale;
-        and the cross-entropy when each sound gets its neighbour's conditioning, which should be worse.
+        and the cross-entropy when each sound gets its neighbour's conditioning, which should be worse. Sounds without
+        a neighbour, alone in their batch, don't count for the latter.
         """
         scales = self.generator.config.codec_config.scales
         device = self.accelerator.device
@@ -258,16 +257,19 @@ class AarStage:
             for batch in self.validation_set.batches():
                 inputs = self._on_device(batch["inputs"])
                 codes = self._codes(inputs)
-                sums += scale_sums(self.model(**inputs).logits, codes, scales)
-                swapped = with_neighbours_conditioning(inputs)
-                swapped_sums += scale_sums(self.model(**swapped).logits, codes, scales)
+                sums += scale_sums(self._forward(inputs).logits, codes, scales)
+                swapped = scale_sums(self._forward(with_neighbours_conditioning(inputs)).logits, codes, scales)
+                if len(codes) > 1:
+                    swapped_sums += swapped
             for batch in self.validation_set.spare_batches() if self.is_sharded else ():
                 for _ in (sums, swapped_sums):  # which sharded weights are gathered for, by all processes
-                    self.model(**self._on_device(batch["inputs"]))
+                    self._forward(self._on_device(batch["inputs"]))
         sums, swapped_sums = self.accelerator.reduce(sums), self.accelerator.reduce(swapped_sums)
         loss, right, count = sums.sum(0).tolist()
         figures = {"loss": loss / count, "accuracy": right / count}
-        figures["loss_with_neighbours_conditioning"] = swapped_sums[:, 0].sum().item() / count
+        loss, _, count = swapped_sums.sum(0).tolist()
+        if count:
+            figures["loss_with_neighbours_conditioning"] = loss / count
         for scale, (loss, right, count) in enumerate(sums.tolist()):
             figures |= {f"loss/{scale}": loss / count, f"accuracy/{scale}": right / count}
         return figures
@@ -337,6 +339,21 @@ class AarStage:
         if self.average is not None:
             for name, value in load_file(folder / AVERAGE_FILE).items():
                 self.average.average[name].copy_(value)
+
+
+def configure_fsdp(
+    plugin: FullyShardedDataParallelPlugin, generator: AarForConditionalGeneration, device: torch.device
+) -> None:
+    """
+    FSDP shards the transformer only: of the codec methods are called that aren't its forward. Precision is left to
+    autocast, as without FSDP: a policy of bf16 would also take the residual stream, the head, the logits and the sums
+    of gradients.
+    """
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    frozen = [generator.codec_model, generator.conditioner]
+    plugin.ignored_modules = [part for part in frozen if part is not None]
+    for part in plugin.ignored_modules:
+        part.to(device)
 
 
 def scale_sums(logits: torch.Tensor, codes: torch.LongTensor, scales: Sequence[int]) -> torch.Tensor:

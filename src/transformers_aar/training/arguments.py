@@ -149,7 +149,7 @@ class LoopArguments:
     logging_steps: int = option("Steps from one log entry to the next.", 10)
     validation_steps: int = option("Steps from one validation to the next.", 500)
     save_steps: int = option("Steps from one checkpoint to the next.", 500)
-    save_total_limit: int = option("Newest checkpoints that are kept, beside the best.", 3)
+    save_total_limit: int = option("Newest checkpoints that are kept.", 3)
     max_minutes: float | None = option("Saves and ends after so many minutes, to be resumed.", None)
     report_to: str = option("Trackers of Accelerate, separated by commas, or `none`.", "tensorboard")
     use_cpu: bool = option("Trains on the CPU, whatever else there is.", False)
@@ -306,6 +306,22 @@ def _refuse_unknown(names: Iterable, known: Iterable[str], kind: str) -> None:
         if name not in known:
             nearest = get_close_matches(name, known, n=1, cutoff=0.0)
             raise ValueError(f"`{name}` is no {kind}: the nearest is `{nearest[0]}`.")
+
+
+# Where things are, what is shown and kept, how long a run is, and how a step's work is done: other values of these
+# leave what a step computes as it is.
+BESIDE_THE_RECIPE = {
+    *("output_dir", "resume", "max_steps", "num_train_epochs", "max_minutes", "report_to", "use_cpu"),
+    *("logging_steps", "validation_steps", "save_steps", "save_total_limit"),
+    *("per_device_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "attn_implementation"),
+    *("model_name_or_path", "codec", "token_cache", "validation_token_cache", "conditioner", "prompts"),
+}
+
+
+def recipe_of(*arguments: Any) -> dict[str, Any]:
+    """The options of these dataclasses that decide what a step computes."""
+    options = {known.name: getattr(each, known.name) for each in arguments for known in fields(each)}
+    return {name: value for name, value in options.items() if name not in BESIDE_THE_RECIPE}
 
 
 # --- Parsing ---

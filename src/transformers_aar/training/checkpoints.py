@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 MANIFEST = "checkpoint.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 FINAL = "final"
 # folders on their way in or out; see `CheckpointFolder._settle`
 PARTIAL, REPLACED = ".partial", ".replaced"
@@ -58,7 +57,7 @@ class CheckpointFolder:
     Args:
         output_dir (`Path`): is made when something is saved.
         stage (`str`): "sat" or "aar"; checkpoints of the other stage are never taken.
-        keep (`int`): how many of the newest checkpoints stay, at least 1. The best one stays besides.
+        keep (`int`): how many of the newest checkpoints stay, at least 1.
     """
 
     def __init__(self, output_dir: Path, stage: str, keep: int):
@@ -68,9 +67,7 @@ class CheckpointFolder:
         self.stage = stage
         self.keep = keep
 
-    def save(
-        self, step: int, state: dict[str, Any], write_files: Callable[[Path], None], metric: float | None = None
-    ) -> Path:
+    def save(self, step: int, state: dict[str, Any], write_files: Callable[[Path], None]) -> Path:
         """
         Writes a checkpoint and removes old ones. One process calls it.
 
@@ -78,7 +75,6 @@ class CheckpointFolder:
             step (`int`): optimizer steps taken. A checkpoint of the same step is replaced.
             state (`dict`): whatever JSON can hold.
             write_files (`Callable`): is given an empty folder to write the tensors and all other files to.
-            metric (`float`, *optional*): smaller is better.
 
         Returns:
             `Path` of the checkpoint.
@@ -92,8 +88,6 @@ class CheckpointFolder:
             write_files(folder)
             serial = 1 + max((manifest["serial"] for _, manifest in self._manifests()), default=0)
             manifest = {"format": MANIFEST_FORMAT, "stage": self.stage, "step": step, "serial": serial}
-            if metric is not None and math.isfinite(metric):
-                manifest["metric"] = metric
             write_manifest(folder, manifest | {"state": state, "files": describe_files(folder)})
 
         with self._explained(target):
@@ -115,23 +109,18 @@ class CheckpointFolder:
 
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint of this stage, None without one. Others are named in a warning each."""
-        return self._first_intact(self._manifests())
-
-    def best(self) -> Checkpoint | None:
-        """The complete checkpoint with the smallest metric, None when none has one."""
-        measured = [entry for entry in self._manifests() if "metric" in entry[1]]
-        return self._first_intact(sorted(measured, key=lambda entry: entry[1]["metric"]))
+        for folder, manifest in self._manifests():
+            try:
+                check_files(folder, manifest["files"])
+                return Checkpoint(folder, manifest["state"])
+            except ValueError as error:
+                logger.warning_once(f"{folder} is passed over: {error}.")
+        return None
 
     def occupant(self) -> Path | None:
-        """A checkpoint, or a finished model of another stage, that the next save might replace."""
-        checkpoints = sorted(self.output_dir.glob("checkpoint-*"))
-        if checkpoints:
-            return checkpoints[0]
-        try:
-            config = json.loads((self.output_dir / FINAL / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return self.output_dir / FINAL if config.get("model_type") != self.stage else None
+        """A checkpoint or a finished model, of whatever stage, that the next save might replace."""
+        occupants = [*sorted(self.output_dir.glob("checkpoint-*")), *self.output_dir.glob(FINAL)]
+        return occupants[0] if occupants else None
 
     def load(self, folder: str | Path) -> Checkpoint:
         """
@@ -157,15 +146,6 @@ class CheckpointFolder:
             except ValueError as error:
                 logger.warning_once(f"{folder} is passed over: {error}.")
         return sorted(entries, key=lambda entry: entry[1]["serial"], reverse=True)
-
-    def _first_intact(self, entries: list[tuple[Path, dict[str, Any]]]) -> Checkpoint | None:
-        for folder, manifest in entries:
-            try:
-                check_files(folder, manifest["files"])
-                return Checkpoint(folder, manifest["state"])
-            except ValueError as error:
-                logger.warning_once(f"{folder} is passed over: {error}.")
-        return None
 
     def _read_manifest(self, folder: Path) -> dict[str, Any]:
         manifest = read_manifest(folder)
@@ -219,13 +199,9 @@ class CheckpointFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _rotate(self) -> None:
-        entries = self._manifests()
-        measured = [entry for entry in entries if "metric" in entry[1]]
-        best = min(measured, key=lambda entry: entry[1]["metric"], default=None)
-        for entry in entries[self.keep :]:
-            if entry is not best:
-                # renamed first, since a checkpoint must not be seen with some of its files
-                entry[0].rename(hidden(entry[0], PARTIAL))
+        for folder, _ in self._manifests()[self.keep :]:
+            # renamed first, since a checkpoint must not be seen with some of its files
+            folder.rename(hidden(folder, PARTIAL))
         self._settle()
 
 

@@ -68,10 +68,8 @@ def train_classifier(args: ClassifierArguments) -> None:
     logging.set_verbosity_error()
     datasets = [load_audio_dataset(split, args.data_dir) for split in (args.train_split, args.validation_split)]
     classifier = SoundClassifier.new(label_names(datasets[0]) or [])
-    train_crops, held_out = (
-        CropExamples(single_events(dataset, args.duration_s).shuffle(args.seed), args.duration_s, [SAMPLING_RATE], 0)
-        for dataset in datasets
-    )
+    events = (single_events(dataset, args.duration_s).shuffle(args.seed) for dataset in datasets)
+    train_crops, held_out = (CropExamples(each, args.duration_s, [SAMPLING_RATE], args.seed) for each in events)
     trainer = Trainer(
         classifier,
         TrainingArguments(

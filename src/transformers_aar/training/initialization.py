@@ -135,6 +135,10 @@ def initialize_from_data(codec: SatModel, input_values: torch.Tensor) -> None:
         if not is_right:
             raise ValueError(f"`data_dependent_init` needs `{name}` to be {expected}, got {getattr(config, name)!r}.")
     input_values = input_values.to(codec.dtype)
+    if input_values[:NUM_FITTED].std() == 0:
+        raise ValueError(
+            "`data_dependent_init` needs sounds, and these are all silent: mend the dataset, or leave it out."
+        )
     for phi in codec.quantizer.phi:
         nn.init.dirac_(phi.weight)
         nn.init.zeros_(phi.bias)

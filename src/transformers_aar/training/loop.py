@@ -13,37 +13,54 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import matplotlib.image
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    parse_flag_from_env,
+)
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..data.audio import write_sound
 from ..data.staging import staged_file
 from ..evaluation.plots import plot_sounds
 from .arguments import LoopArguments
-from .checkpoints import Checkpoint, CheckpointFolder
+from .checkpoints import Checkpoint, CheckpointFolder, read_manifest
 from .sampling import ExampleStream, ValidationSet
 from .schedules import LEARNING_RATE_SCHEDULES
 
 logger = logging.get_logger(__name__)
 
+Result = TypeVar("Result")
+
 LOG_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_files.json"
 
 
+# fields of a configuration that may change: only training reads them, or, of CLAP's, a checkpoint brings its own
+FREE_FIELDS = (
+    *("drop_path_rate", "conditioning_dropout", "conditioner_config"),
+    *("codebook_decay", "dead_code_threshold", "kmeans_iterations"),
+)
 # of fewer files no share is taken
 FEW_FILES = 1000
+# Processes wait for each other, who may have hours to go: in preparing a dataset, or in writing a checkpoint.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=7))
 
 
 class StopTraining(Exception):
-    """Something that ends a run with one sentence and a non-zero exit status."""
+    """Ends a run with one sentence and a non-zero exit status; all processes raise it together."""
 
 
 class Stage(Protocol):
@@ -51,8 +68,10 @@ class Stage(Protocol):
 
     name: str
     sampling_rate: int
-    # the validation's figure by which the best checkpoint is chosen, smaller is better
-    metric: str
+    # optimizer steps of the whole run
+    max_steps: int
+    # of the model, as a checkpoint has it
+    config: PreTrainedConfig
 
     def recipe(self) -> dict[str, Any]:
         """Settings that a checkpoint belongs to, as JSON; a run that goes on with others is told so."""
@@ -88,27 +107,47 @@ class Progress:
     """How far a run is, and what it tells about itself; JSON in a checkpoint."""
 
     step: int = 0
-    max_steps: int = 0
-    # of one process; names and reasons
+    # of all processes; names and reasons
     skipped: dict[str, str] = field(default_factory=dict)
     examples_read: int = 0
 
-    def count(self, micro_batches: list[dict]) -> None:
-        """Takes note of a step and of what was read for it."""
+    def __post_init__(self):
+        # of this process, since all of them last shared theirs; no part of what is saved
+        self.unshared: list[tuple[str, str]] = []
+
+    def count(self, micro_batches: list[dict], num_examples: int) -> None:
+        """Takes note of a step, of the examples of all processes, and of what this one couldn't read for it."""
         self.step += 1
+        self.examples_read += num_examples
         for batch in micro_batches:
-            self.skipped.update(batch["skipped"])
-            self.examples_read += len(batch["names"])
+            self.unshared += batch["skipped"]
+
+    def share_skipped(self) -> None:
+        """Brings together what the processes couldn't read. Every process calls it."""
+        for name, reason in gather_object([item for item in self.unshared if item[0] not in self.skipped]):
+            self.skipped[name] = reason
+        self.unshared.clear()
 
 
 def make_accelerator(args: LoopArguments) -> Accelerator:
-    """Accelerate's view of the processes. Codebook statistics are summed by the model, so buffers aren't broadcast."""
+    """
+    Accelerate's view of the processes. Codebook statistics are summed by the model, so buffers aren't broadcast.
+
+    Raises:
+        ValueError: for ways of sharing a training that the loop doesn't know.
+    """
+    for name in ("deepspeed", "megatron_lm"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
+            raise ValueError(
+                f"Processes share a training by DistributedDataParallel or, the generator's, by FSDP: leave out "
+                f"--use_{name}."
+            )
     return Accelerator(
         cpu=args.use_cpu,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to.split(","),
         project_dir=args.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENCE],
     )
 
 
@@ -148,7 +187,6 @@ def train(
     stage: Stage,
     args: LoopArguments,
     accelerator: Accelerator,
-    max_steps: int,
     max_skipped_share: float,
     missing: dict[str, str],
 ) -> Path:
@@ -159,7 +197,6 @@ def train(
         stage ([`Stage`]): what is trained.
         args ([`LoopArguments`]): settings of the loop.
         accelerator (`Accelerator`): the processes.
-        max_steps (`int`): optimizer steps of the whole run.
         max_skipped_share (`float`): the run ends when a larger share of the examples couldn't be read.
         missing (`dict[str, str]`): sounds that were never there, with the reason, for the report at the end.
 
@@ -170,7 +207,7 @@ def train(
         StopTraining: for a loss that isn't finite, too many broken files and a checkpoint that can't be written.
     """
     folder = CheckpointFolder(Path(args.output_dir), stage.name, args.save_total_limit)
-    progress = resume(stage, args, accelerator, folder, max_steps)
+    progress = resume(stage, args, accelerator, folder)
     with StopRequest(args.max_minutes) as stop, TrainingLog(stage, args, accelerator, progress) as log:
         stopped = take_steps(stage, args, accelerator, folder, progress, max_skipped_share, stop, log)
         if stopped is not None:
@@ -194,27 +231,34 @@ def take_steps(
     log: "TrainingLog",
 ) -> Path | None:
     """Goes through all steps that are left. Returns the last checkpoint when it was asked to stop before the end."""
-    loader = stage.stream.loader(range(progress.step, progress.max_steps))
+    if from_main_process(accelerator, log.owes_validation):
+        log.validation()
+    loader = stage.stream.loader(range(progress.step, stage.max_steps))
     for micro_batches in grouped(loader, args.gradient_accumulation_steps):
         losses = guarded_step(stage, micro_batches, accelerator, progress, folder)
-        progress.count(micro_batches)
+        progress.count(micro_batches, stage.stream.global_batch_size)
         log.losses(losses)
-        is_last = progress.step == progress.max_steps
-        validates = progress.step % args.validation_steps == 0 or is_last
-        metric = log.validation() if validates else None
+        is_last = progress.step == stage.max_steps
         stops = stop.agreed(accelerator)
         saves = progress.step % args.save_steps == 0 or is_last or stops
         if saves or progress.step % args.logging_steps == 0:
-            check_skipped(accelerator, progress, max_skipped_share, len(stage.stream.dataset))
+            check_skipped(progress, max_skipped_share, len(stage.stream.dataset))
         if saves:
-            saved = save(stage, accelerator, folder, progress, metric)
+            saved = save(stage, accelerator, folder, progress)
+        if log.validates:  # after saving, so that nothing is lost where it fails
+            log.validation()
         if stops and not is_last:
             return saved
     return None
 
 
 def grouped(loader: DataLoader, size: int) -> Iterator[list[dict]]:
-    """The loader's micro-batches, a step's worth at a time. What can't be read any more ends the run."""
+    """
+    The loader's micro-batches, a step's worth at a time.
+
+    Raises:
+        ValueError: for what can't be read any more; on this process, which is the only one to know.
+    """
     micro_batches = iter(loader)
     try:
         while group := list(itertools.islice(micro_batches, size)):
@@ -225,7 +269,7 @@ def grouped(loader: DataLoader, size: int) -> Iterator[list[dict]]:
         # whose frames would keep the loader alive, and its workers, which Python then waits for when it exits
         traceback.clear_frames(error.__traceback__)
         del micro_batches
-        raise StopTraining(sentence) from None
+        raise ValueError(sentence) from None
 
 
 def guarded_step(
@@ -243,15 +287,13 @@ def guarded_step(
         ) from error
 
 
-def check_skipped(accelerator: Accelerator, progress: Progress, max_skipped_share: float, num_files: int) -> None:
+def check_skipped(progress: Progress, max_skipped_share: float, num_files: int) -> None:
     """
     Brings together, from all processes, what couldn't be read; too much of it ends the run. In later epochs the same
     files are read again, and a single broken one among the first few says nothing.
     """
-    for name, reason in gather_object(list(progress.skipped.items())):
-        progress.skipped.setdefault(name, reason)
-    num_read = progress.examples_read * accelerator.num_processes
-    share = len(progress.skipped) / min(max(num_read, FEW_FILES), num_files)
+    progress.share_skipped()
+    share = len(progress.skipped) / min(max(progress.examples_read, FEW_FILES), num_files)
     if share > max_skipped_share:
         reason = next(reversed(progress.skipped.values()))
         raise StopTraining(
@@ -271,52 +313,54 @@ def report_skipped(skipped: dict[str, str], output_dir: Path) -> None:
 # --- Saving and going on ---------------------------------------------------------------------------------------------
 
 
-def save(
-    stage: Stage, accelerator: Accelerator, folder: CheckpointFolder, progress: Progress, metric: float | None
-) -> Path:
+def save(stage: Stage, accelerator: Accelerator, folder: CheckpointFolder, progress: Progress) -> Path:
     """Writes a checkpoint of the last step; see [`CheckpointFolder.save`]."""
     state = {"progress": asdict(progress), "recipe": stage.recipe()}
-    return write_files(
-        accelerator, lambda write: folder.save(progress.step, state, write, metric), stage.prepare_files()
-    )
+    return write_files(accelerator, lambda write: folder.save(progress.step, state, write), stage.prepare_files())
 
 
 def write_files(accelerator: Accelerator, write: Callable[[Callable], Path], files: Callable[[Path], None]) -> Path:
     """Lets the main process write; when it can't, all processes end with its sentence."""
-    path, error = None, None
+    return from_main_process(accelerator, lambda: write(files))
+
+
+def from_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """What a function returns to the main process, which alone calls it; its sentence when it fails ends all."""
+    result, error = None, None
     if accelerator.is_main_process:
         try:
-            path = write(files)
-        except OSError as caught:
+            result = function()
+        except (StopTraining, ValueError, OSError) as caught:
             error = str(caught)
-    path, error = gather_object([(path, error)])[0]
+    result, error = broadcast_object_list([result, error])
     if error is not None:
         raise StopTraining(error)
-    return path
+    return result
 
 
-def resume(
-    stage: Stage, args: LoopArguments, accelerator: Accelerator, folder: CheckpointFolder, max_steps: int
-) -> Progress:
+def resume(stage: Stage, args: LoopArguments, accelerator: Accelerator, folder: CheckpointFolder) -> Progress:
     """Brings a stage to where its checkpoint was, or has it start."""
-    checkpoint = find_checkpoint(args, folder)
+    checkpoint = from_main_process(accelerator, lambda: find_checkpoint(args, folder))
     if checkpoint is None:
         stage.start()
-        return Progress(max_steps=max_steps)
+        return Progress()
+    check_visible(accelerator, checkpoint)
     before, now = checkpoint.state["recipe"], json.loads(json.dumps(stage.recipe()))
     if before.get("codec") != now.get("codec"):  # the checkpoint brings its own codec, and tokens would be another's
         raise StopTraining(
             f"{checkpoint.path} was made with another codec: go on with that one, or name another --output_dir."
         )
+    difference = first_difference(type(stage.config).from_pretrained(checkpoint.path), stage.config)
+    if difference is not None:
+        raise StopTraining(other_model(checkpoint, difference))
     try:
         stage.load_files(checkpoint.path)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, OSError) as error:  # tensors of other shapes or names, and files that aren't there
         reason = str(error).splitlines()[-1].strip()
-        raise StopTraining(
-            f"{checkpoint.path} is of another model than these options make: go on with those it was begun with, or "
-            f"name another --output_dir ({reason})."
-        ) from error
-    progress = Progress(**checkpoint.state["progress"] | {"max_steps": max_steps})
+        raise StopTraining(other_model(checkpoint, reason)) from error
+    progress = Progress(**checkpoint.state["progress"])
     changed = [name for name in now if before.get(name) != now[name]]
     if changed and accelerator.is_main_process:
         changes = "; ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in changed)
@@ -325,23 +369,64 @@ def resume(
     return progress
 
 
+def other_model(checkpoint: Checkpoint, reason: str) -> str:
+    return (
+        f"{checkpoint.path} is of another model than these options make: go on with those it was begun with, or name "
+        f"another --output_dir ({reason})."
+    )
+
+
+def first_difference(before: PreTrainedConfig, now: PreTrainedConfig) -> str | None:
+    """Name and values of the first field that gives a model's tensors, or its labels, another meaning."""
+    of_the_library = {*PreTrainedConfig().to_dict(), "auto_map"}
+    for name in now.to_dict():
+        if name in of_the_library or name in FREE_FIELDS:
+            continue
+        old, new = getattr(before, name), getattr(now, name)
+        if isinstance(new, PreTrainedConfig):
+            difference = first_difference(old, new)
+            if difference is not None:
+                return difference
+        elif old != new:
+            return f"{name} was {old} and is {new}"
+    return None
+
+
 def find_checkpoint(args: LoopArguments, folder: CheckpointFolder) -> Checkpoint | None:
-    """The checkpoint that `--resume` names. A run that has checkpoints isn't begun anew by accident."""
+    """The checkpoint that `--resume` names. What another run has left isn't overwritten by accident."""
+    occupant = folder.occupant()
     if args.resume not in (None, "latest"):
+        if occupant is not None and not Path(args.resume).resolve().is_relative_to(folder.output_dir.resolve()):
+            raise StopTraining(
+                f"{occupant} is of another run than {args.resume}, and would be overwritten: name another "
+                "--output_dir, or remove it."
+            )
         return folder.load(Path(args.resume))
     latest = folder.latest()
-    if latest is None and (occupant := folder.occupant()) is not None:
+    if latest is None and occupant is not None:
         raise StopTraining(
             f"{occupant} is of no use to this run, which would overwrite it: name another --output_dir, or remove it."
         )
-    if args.resume == "latest":
-        return latest
-    if latest is not None:
+    if latest is not None and args.resume is None:
         raise StopTraining(
             f"{args.output_dir} holds checkpoints of a run already, the last one {latest.path.name}: go on with "
             "--resume latest, or name another --output_dir."
         )
-    return None
+    return latest
+
+
+def check_visible(accelerator: Accelerator, checkpoint: Checkpoint) -> None:
+    """Makes sure that all processes see the checkpoint that the main one has found, and not another of its name."""
+    try:
+        is_visible = read_manifest(checkpoint.path)["state"] == checkpoint.state
+    except ValueError:
+        is_visible = False
+    blind = [rank for rank, sees in enumerate(gather_object([is_visible])) if not sees]
+    if blind:
+        raise StopTraining(
+            f"{checkpoint.path} can't be seen by process {', '.join(map(str, blind))} of {accelerator.num_processes}: "
+            "put --output_dir on a disk that all machines have in common."
+        )
 
 
 class StopRequest:
@@ -397,7 +482,7 @@ class TrainingLog:
         self.pending: list[dict[str, torch.Tensor]] = []
         self.started = time.monotonic()
         self.bar = tqdm(
-            total=progress.max_steps,
+            total=stage.max_steps,
             initial=progress.step,
             unit="step",
             disable=None if accelerator.is_local_main_process else True,
@@ -411,6 +496,7 @@ class TrainingLog:
                 raise OSError(f"The folder {self.path.parent} can't be made: {error.strerror}.") from error
             lines = self.path.read_text().splitlines() if self.path.exists() else []
             kept = [line for line in lines if step_of(line) <= self.progress.step]
+            self.is_validated = any(step_of(line) == self.progress.step and '"validation/' in line for line in kept)
             with staged_file(self.path) as staged:
                 staged.write_text("".join(f"{line}\n" for line in kept))
         self.accelerator.init_trackers(self.stage.name)
@@ -425,7 +511,7 @@ class TrainingLog:
         """Takes the losses of a step; their means go out at every `logging_steps`."""
         self.pending.append({name: value.detach() for name, value in losses.items()})
         self.bar.update()
-        if self.progress.step % self.args.logging_steps and self.progress.step != self.progress.max_steps:
+        if self.progress.step % self.args.logging_steps and self.progress.step != self.stage.max_steps:
             return
         means = {}
         for name in dict.fromkeys(name for entry in self.pending for name in entry):
@@ -435,15 +521,25 @@ class TrainingLog:
         self._write({f"train/{name}": value for name, value in means.items()})
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in list(means.items())[:4]})
 
-    def validation(self) -> float | None:
-        """Validates, logs the figures and some sounds, and returns the metric."""
+    @property
+    def validates(self) -> bool:
+        """Whether a validation follows the last step."""
+        step = self.progress.step
+        return step > 0 and (step % self.args.validation_steps == 0 or step == self.stage.max_steps)
+
+    def owes_validation(self) -> bool:
+        """Whether the process that wrote the checkpoint ended before its validation; only the main one knows."""
+        return self.validates and not self.is_validated
+
+    def validation(self) -> None:
+        """Validates, and logs the figures and some sounds."""
         figures = self.stage.validate()
-        self.progress.skipped.update(self.stage.validation_set.skipped)
+        self.progress.unshared += self.stage.validation_set.skipped.items()
+        self.progress.share_skipped()
         self._write({f"validation/{name}": value for name, value in figures.items()})
         sounds = self.stage.sounds()
         if self.accelerator.is_main_process and sounds:
             self._write_sounds(sounds)
-        return figures[self.stage.metric]
 
     def _write(self, values: dict[str, float]) -> None:
         self.accelerator.log(values, step=self.progress.step)

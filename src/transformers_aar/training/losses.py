@@ -151,14 +151,6 @@ def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float
 
     Args:
         losses (`Mapping[str, torch.Tensor]`): scalars by name.
-        weights (`Mapping[str, float]`): one weight for each of these names, such as `SAT_LOSS_WEIGHTS`.
-
-    Raises:
-        ValueError: if a loss has no weight, or a weight no loss.
+        weights (`Mapping[str, float]`): a weight for each of these names, such as `SAT_LOSS_WEIGHTS`.
     """
-    if losses.keys() != weights.keys():
-        raise ValueError(
-            f"The losses are {', '.join(sorted(losses))}, but weights were given for {', '.join(sorted(weights))}: "
-            "give one weight for each loss (0 leaves it out)."
-        )
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()

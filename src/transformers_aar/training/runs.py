@@ -77,7 +77,7 @@ def train_sat(data: DataArguments, loop: LoopArguments, args: SatArguments) -> P
     stage_data = make_stage_data(crops, held_out, collate_crops, data, loop, accelerator)
     max_steps = num_steps(loop, len(crops), accelerator.num_processes)
     stage = SatStage(accelerator, args, loop, codec, load_discriminator(args), *stage_data, max_steps)
-    return train(stage, loop, accelerator, max_steps, data.max_skipped_share, missing_clips(data))
+    return train(stage, loop, accelerator, data.max_skipped_share, missing_clips(data))
 
 
 def train_aar(
@@ -114,7 +114,7 @@ def train_aar(
     max_steps = num_steps(loop, len(examples[0]), accelerator.num_processes)
     stage = AarStage(accelerator, args, loop, generator, processor, *stage_data, max_steps)
     missing = missing_clips(data) if args.token_cache is None else {}
-    return train(stage, loop, accelerator, max_steps, data.max_skipped_share, missing)
+    return train(stage, loop, accelerator, data.max_skipped_share, missing)
 
 
 def load_discriminator(args: SatArguments) -> AudioDiscriminator | None:
@@ -164,10 +164,20 @@ def missing_clips(data: DataArguments) -> dict[str, str]:
 
 
 def with_labels(dataset: Dataset, exactly: int | None = None) -> Dataset:
-    """The rows that have labels, of which a model of labels can learn something; or exactly so many."""
+    """
+    The rows that have labels, of which a model of labels can learn something; or exactly so many.
+
+    Raises:
+        ValueError: where there is none.
+    """
     labels = dataset.select_columns("labels").with_format("arrow")[:]["labels"]
     counts = pyarrow.compute.list_value_length(labels).to_numpy()
     labelled = np.flatnonzero(counts if exactly is None else counts == exactly)
+    if len(labelled) == 0:
+        wanted = "labels" if exactly is None else f"exactly {exactly} label"
+        raise ValueError(
+            f"None of the {len(dataset)} sounds of a split has {wanted}: name another one to train or validate on."
+        )
     return dataset if len(labelled) == len(dataset) else dataset.select(labelled)
 
 

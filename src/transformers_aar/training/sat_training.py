@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedType, broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..evaluation.codebook_usage import CodebookUsage
 from ..feature_extraction_sat import SatFeatureExtractor
 from ..modeling_sat import SatModel
-from .arguments import LoopArguments, SatArguments
+from .arguments import LoopArguments, SatArguments, recipe_of
 from .checkpoints import load_optimizer_state, optimizer_state
 from .discriminators import AudioDiscriminator
 from .initialization import NUM_FITTED, initialize_from_data
@@ -80,7 +80,6 @@ class SatStage:
     """
 
     name = "sat"
-    metric = "mel"
 
     def __init__(
         self,
@@ -93,6 +92,13 @@ class SatStage:
         validation_set: ValidationSet,
         max_steps: int,
     ):
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("The tokenizer is small, and trained whole on every device: leave out --use_fsdp.")
+        if (args.codebook_start_examples or accelerator.num_processes) < accelerator.num_processes:
+            raise ValueError(
+                f"`codebook_start_examples` must be at least the {accelerator.num_processes} processes, got "
+                f"{args.codebook_start_examples}."
+            )
         if accelerator.state.dynamo_plugin.use_regional_compilation:
             # which takes weight norms for blocks, and would give the model another quantizer than the codec's
             raise ValueError("The tokenizer has no blocks to compile: leave out --dynamo_use_regional_compilation.")
@@ -102,6 +108,7 @@ class SatStage:
         self.stream = stream
         self.validation_set = validation_set
         self.max_steps = max_steps
+        self.config = codec.config
         self.sampling_rate = codec.config.sampling_rate
         self.codec = codec.to(accelerator.device).train()
         self.discriminator = discriminator
@@ -119,15 +126,10 @@ class SatStage:
         return self.stream.read(positions)["input_values"].to(self.accelerator.device)
 
     def recipe(self) -> dict:
-        return {
-            "learning_rate": self.loop_args.learning_rate,
+        return recipe_of(self.loop_args, self.args) | {
             "max_steps": self.max_steps,
             "global_batch_size": self.stream.global_batch_size,
-            "seed": self.loop_args.seed,
-            "mixed_precision": self.loop_args.mixed_precision,
             "num_examples": len(self.stream.dataset),
-            "loss_weights": self.args.loss_weights,
-            "discriminators": self.args.discriminators,
         }
 
     @torch.no_grad()
@@ -190,8 +192,7 @@ class SatStage:
             with self._accumulating(self.model, is_last=index == len(sounds) - 1):
                 fake, commitment = self.model(real)
                 losses = self._losses(real, fake, commitment, magnitudes, real_features)
-                weights = {name: self.args.loss_weights[name] for name in losses}
-                self.accelerator.backward(weighted_sum(losses, weights) / len(sounds))
+                self.accelerator.backward(weighted_sum(losses, self.args.loss_weights) / len(sounds))
             reconstructions.append(fake.detach())
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0.0) + loss.detach() / len(sounds)
