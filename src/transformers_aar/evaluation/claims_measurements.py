@@ -128,6 +128,7 @@ def measure_system(name: str, evaluation: GeneratorEvaluation, held_out: Rows, o
         is_next_token=is_next_token,
         tokens_per_second=tokens_per_second(config),
         forward_passes=config.tokens_per_window if is_next_token else config.num_scales,
+        clips=reconstructed["clip"],
         codec={measure: reconstructed[measure] for measure in ("mel_distance", "stft_distance", "si_sdr_db")},
         frechet={embedding.partition("/")[2]: distance for embedding, distance in distances.items()},
         named_rightly={source.partition("/")[2]: share for source, share in named.items()},

@@ -104,11 +104,14 @@ def frechet_distance(predictions: FrechetStatistics, references: FrechetStatisti
 
 
 def frechet_interval(
-    embeddings: torch.Tensor, references: FrechetStatistics, num_resamples: int = 200, seed: int = 0
+    embeddings: torch.Tensor,
+    references: FrechetStatistics,
+    clips: torch.LongTensor | None = None,
+    num_resamples: int = 200,
 ) -> Estimate:
     """
     Fréchet distance of embeddings `(num_sounds, width)` to a fixed reference set, with the interval that
-    [`bootstrap_interval`] gives, of which nothing lies below 0. Warns as `frechet_distance` does.
+    [`bootstrap_interval`] gives for these `clips`, of which nothing lies below 0. Warns as `frechet_distance` does.
 
     Raises:
         ValueError: as `FrechetStatistics.update` and `frechet_distance`.
@@ -121,7 +124,7 @@ def frechet_interval(
         statistics.update(resample)
         return distance(statistics)
 
-    estimate = bootstrap_interval(embeddings, distance_of, num_resamples, seed=seed)
+    estimate = bootstrap_interval(embeddings, distance_of, clips, num_resamples)
     return replace(estimate, low=max(0.0, estimate.low))
 
 
