@@ -154,6 +154,19 @@ def test_interval_holds_the_distances_of_other_samples():
     assert [estimate.value for estimate in estimates] == distances
     covered = sum(estimate.low <= expected <= estimate.high for estimate in estimates)
     assert covered >= 25  # of 30, where 95 % are meant
+    # and are no wider than that takes
+    width = sum(estimate.high - estimate.low for estimate in estimates) / len(estimates)
+    assert width == pytest.approx(2 * 1.96 * np.std(distances), rel=0.3)
+
+
+def test_interval_of_several_crops_per_clip_is_wider():
+    sample = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)).repeat(4, 1)
+    references = statistics_of(torch.randn(1000, 4, generator=torch.Generator().manual_seed(1)))
+    alone = frechet_interval(sample, references)
+    together = frechet_interval(sample, references, clips=torch.arange(30).repeat(4))
+    assert together.value == alone.value
+    # four times as many crops of no more clips: half the interval would be too narrow
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
 
 def test_interval_of_equal_sets_begins_at_zero():

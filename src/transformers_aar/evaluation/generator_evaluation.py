@@ -144,10 +144,11 @@ class GeneratorEvaluation:
         self.usage.update(codes)
         decoded = codec.decode(codes).audio_values[..., : waveforms.shape[-1]]
         inputs = self.conditioning(examples)
-        rows = {
-            "guesses": self._guesses(inputs, codes),
-            "guesses_with_neighbours_conditioning": self._guesses(with_neighbours_conditioning(inputs), codes),
-        }
+        guesses = self._guesses(inputs, codes)
+        # a sound by itself has no neighbour
+        is_alone = len(examples) == 1
+        neighbours = guesses * torch.nan if is_alone else self._guesses(with_neighbours_conditioning(inputs), codes)
+        rows = {"guesses": guesses, "neighbours_guesses": neighbours}
         rows |= self.listeners.hear("held_out", waveforms[:, 0].float())
         return rows | self.listeners.hear("reconstruction", decoded[:, 0].float())
 
@@ -280,24 +281,33 @@ def heard_figures(
 
 def guess_figures(held_out: Rows) -> dict[str, Estimate]:
     """Cross-entropy in nats per token and share of tokens guessed rightly, given all coarser scales."""
-    losses, right, count = held_out["guesses"].sum(1).unbind(-1)
-    neighbours = held_out["guesses_with_neighbours_conditioning"].sum(1)[:, 0]
-    sums = {"loss": losses, "accuracy": right, "loss_with_neighbours_conditioning": neighbours}
-    return {name: bootstrap_interval(values / count, clips=held_out["clip"]) for name, values in sums.items()}
+    estimates = guess_estimates(held_out["guesses"].sum(1), held_out["neighbours_guesses"].sum(1), held_out["clip"])
+    return dict(zip(("loss", "accuracy", "loss_with_neighbours_conditioning"), estimates))
 
 
 def guess_table(scales: Sequence[int], held_out: Rows) -> list[dict]:
     """The same for every scale."""
     table = []
     for scale, length in enumerate(scales):
-        losses, right, count = held_out["guesses"][:, scale].unbind(-1)
-        neighbours = held_out["guesses_with_neighbours_conditioning"][:, scale, 0]
-        figures = {"loss": losses, "accuracy": right, "loss with neighbours' conditioning": neighbours}
-        figures = {
-            name: bootstrap_interval(values / count, clips=held_out["clip"]) for name, values in figures.items()
-        }
+        guesses = held_out["guesses"][:, scale], held_out["neighbours_guesses"][:, scale]
+        estimates = guess_estimates(*guesses, held_out["clip"])
+        figures = dict(zip(("loss", "accuracy", "loss with neighbours' conditioning"), estimates))
         table.append({"scale": scale + 1, "tokens": length} | figures)
     return table
+
+
+def guess_estimates(
+    guesses: torch.Tensor, neighbours_guesses: torch.Tensor, clips: torch.LongTensor
+) -> tuple[Estimate, Estimate, Estimate]:
+    """Loss, accuracy and loss with a neighbour's conditioning from sums `(num_sounds, 3)` of [`scale_sums`]."""
+    losses, right, count = guesses.unbind(-1)
+    with_neighbour = neighbours_guesses[:, 0].isfinite()
+    neighbours_losses = (neighbours_guesses[:, 0] / count)[with_neighbour]
+    return (
+        bootstrap_interval(losses / count, clips=clips),
+        bootstrap_interval(right / count, clips=clips),
+        bootstrap_interval(neighbours_losses, clips=clips[with_neighbour]),
+    )
 
 
 def naming_table(listeners: Listeners, held_out: Rows, generated: Rows) -> list[dict]:
