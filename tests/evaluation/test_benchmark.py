@@ -14,12 +14,13 @@ import torch
 import typer
 import yaml
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 from typer.testing import CliRunner
 
 from transformers_aar.evaluation.benchmark import Call, Comparison, Contender, measure, summarize
 from transformers_aar.evaluation.benchmark_rows import ROWS, Setting, make_baseline, make_codecs, prepared
 from transformers_aar.evaluation.floors import LSTM_FLOPS, Ceilings, FloorCounter
-from transformers_aar.evaluation.plain_loop import plain_generate
+from transformers_aar.evaluation.plain_loop import draw, likely, plain_generate
 from transformers_aar.linear_aar import (
     AarInt8Linear,
     AarLinear,
@@ -65,6 +66,18 @@ def test_plain_loop_generates_the_same(build_generator, guidance_scale):
     output = model.generate(conditioning_embeds=embeds, return_dict_in_generate=True, **arguments)
     assert torch.equal(output.audio_codes[:, 0], codes)
     torch.testing.assert_close(output.audio, audio, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("top_k, top_p", [(5, 1.0), (900, 0.6), (8, 0.9), (1, 0.95), (900, 0.01)])
+def test_plain_loop_draws_what_the_library_would(top_k, top_p):
+    """Of the same codes, as often as they are likely."""
+    logits = 2 * torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    warpers = LogitsProcessorList([TopKLogitsWarper(min(top_k, 16)), TopPLogitsWarper(top_p)])
+    expected = warpers(None, logits.flatten(0, 1)).view_as(logits)
+    assert torch.equal(likely(logits, top_k, top_p), expected)
+    torch.manual_seed(0)
+    drawn = torch.nn.functional.one_hot(draw(expected.repeat(4000, 1, 1)), 16).unflatten(0, (4000, 2))
+    torch.testing.assert_close(drawn.float().mean(0), expected.softmax(-1), atol=0.03, rtol=0)
 
 
 def test_contenders_take_turns():
