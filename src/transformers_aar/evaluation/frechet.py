@@ -47,20 +47,14 @@ class FrechetStatistics:
         if len(embeddings) == 0:
             return
         deviations = embeddings.detach().to("cpu", torch.float64, copy=True)
-        mean = deviations.mean(0)
+        mean, total = deviations.mean(0), self.count + len(embeddings)
         deviations -= mean
-        self._add(len(deviations), mean, deviations.T @ deviations)
-
-    def merge(self, other: "FrechetStatistics") -> None:
-        """
-        Adds the embeddings that `other` has seen, for example in another process.
-
-        Raises:
-            ValueError: when they are of another embedding.
-        """
-        _check_same_embedding(self, other)
-        if other.count:
-            self._add(other.count, other.mean, other.scatter)
+        # Chan, Golub and LeVeque (1979), Equation 2.1: no difference of large sums, so nothing cancels
+        shift = mean - self.mean
+        self.scatter += deviations.T @ deviations
+        self.scatter.addr_(shift, shift, alpha=self.count * len(embeddings) / total)
+        self.mean += shift * (len(embeddings) / total)
+        self.count = total
 
     @property
     def covariance(self) -> torch.Tensor:
@@ -73,15 +67,6 @@ class FrechetStatistics:
         if self.count < 2:
             raise ValueError(f"A covariance takes at least 2 sounds, got {self.count}.")
         return self.scatter / (self.count - 1)
-
-    def _add(self, count: int, mean: torch.Tensor, scatter: torch.Tensor) -> None:
-        """Chan, Golub and LeVeque (1979), Equation 2.1: no difference of large sums, so nothing cancels."""
-        total = self.count + count
-        shift = mean - self.mean
-        self.scatter += scatter
-        self.scatter.addr_(shift, shift, alpha=self.count * count / total)
-        self.mean += shift * (count / total)
-        self.count = total
 
 
 def frechet_distance(predictions: FrechetStatistics, references: FrechetStatistics) -> float:
