@@ -18,7 +18,7 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 from typer.testing import CliRunner
 
 from transformers_aar.evaluation.benchmark import Call, Comparison, Contender, measure, summarize
-from transformers_aar.evaluation.benchmark_rows import ROWS, Setting, make_baseline, make_codecs, prepared
+from transformers_aar.evaluation.benchmark_rows import ROWS, Setting, make_baseline, make_codecs, prepared, reading
 from transformers_aar.evaluation.floors import LSTM_FLOPS, Ceilings, FloorCounter
 from transformers_aar.evaluation.plain_loop import draw, likely, plain_generate
 from transformers_aar.linear_aar import (
@@ -241,9 +241,9 @@ def test_crops_are_read_from_every_file(recipes, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "transformers_aar.evaluation.benchmark_rows.read_crop", lambda audio, *place: reads.append((audio, *place))
     )
-    with prepared("read", *recipes, torch.device("cpu")) as comparison:
-        contender = next(each for each in comparison.contenders if each.name == "read_crop at 24 and 48 kHz")
-        contender.run()
+    contenders = reading(Setting(*recipes, torch.device("cpu"), tmp_path), num_files=3).contenders
+    contender = next(each for each in contenders if each.name == "read_crop at 24 and 48 kHz")
+    contender.run()
     assert len(reads) == contender.amount == len({audio["path"] for audio, *_ in reads})
     assert {(duration_s, rates) for _, duration_s, rates, _ in reads} == {(1.0, (24_000, 48_000))}
     assert len({position for *_, position in reads}) == len(reads)
