@@ -4,7 +4,8 @@ Measures how fast everything is, beside what else there is and beside what the m
     python scripts/benchmark.py --output-dir benchmark
     python scripts/benchmark.py --output-dir benchmark --rows generate-1 --rows encode
 
-The table is written anew after every row, as `benchmark.md` and `benchmark.json`.
+The table is written anew after every row, as `benchmark.md` and `benchmark.json`. On a GPU fp32 means fp32: without
+TF32, in which PyTorch computes convolutions otherwise, but not the matrix products that floors are reckoned by.
 """
 
 import json
@@ -32,6 +33,7 @@ def measure_row(
 ) -> list[dict]:
     """The table's lines of a row."""
     keep_freed_memory()  # as commands and trainings do
+    torch.backends.cudnn.allow_tf32 = False
     logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with prepared(row, sat_recipe, aar_recipe, device) as comparison:

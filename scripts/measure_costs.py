@@ -9,7 +9,11 @@ bytes are counted in them, seconds are measured on this machine; GPU hours and d
 import json
 import multiprocessing
 import time
+import weakref
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -22,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers_aar.data.staging import staged_file
 from transformers_aar.evaluation.floors import LSTM_FLOPS
 from transformers_aar.memory import keep_freed_memory
+from transformers_aar.training.arguments import LoopArguments
 from transformers_aar.training.loop import Stage, num_steps
 from transformers_aar.training.noise_stages import NUM_CLIPS, make_stage
 
@@ -45,19 +50,47 @@ def count_flops(stage: Stage, batches: list[dict], steps: range) -> float:
     return counter.get_total_flops() / len(steps)
 
 
-def count_saved_bytes(stage: Stage, batches: list[dict], step: int) -> int:
-    """What a step keeps for its backward pass, weights aside."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in stage.model.parameters()}
-    sizes = {}
+@dataclass(eq=False)
+class Kept:
+    """A tensor that is kept for the backward pass."""
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    tensor: torch.Tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+
+class KeptMemory(torch.autograd.graph.saved_tensors_hooks):
+    """
+    Within this context `peak` is the most bytes that were kept for the backward pass at a time.
+
+    Args:
+        weights (`Iterable[torch.Tensor]`): aren't counted, since they are there anyway.
+    """
+
+    def __init__(self, weights: Iterable[torch.Tensor]):
+        super().__init__(self._keep, lambda kept: kept.tensor)
+        self._left_out = {weight.untyped_storage().data_ptr() for weight in weights}
+        self._num_kept = Counter()  # tensors by the address of their memory, which several may share
+        self._bytes = self.peak = 0
+
+    def _keep(self, tensor: torch.Tensor) -> Kept:
+        kept, storage = Kept(tensor), tensor.untyped_storage()
+        if storage.data_ptr() not in self._left_out:
+            self._count(storage.data_ptr(), storage.nbytes(), 1)
+            weakref.finalize(kept, self._count, storage.data_ptr(), storage.nbytes(), -1)
+        return kept
+
+    def _count(self, address: int, num_bytes: int, change: int) -> None:
+        was_there = self._num_kept[address] > 0
+        self._num_kept[address] += change
+        self._bytes += num_bytes * ((self._num_kept[address] > 0) - was_there)
+        self.peak = max(self.peak, self._bytes)
+
+
+def count_kept_bytes(stage: Stage, batches: list[dict], step: int) -> int:
+    """What a step keeps for its backward passes at a time, weights aside."""
+    memory = KeptMemory(stage.model.parameters())
+    with memory:
         stage.step(batches, step)
-    return sum(size for address, size in sizes.items() if address not in weights)
+    return memory.peak
 
 
 def seconds_per_step(stage: Stage, batches: list[dict], steps: range) -> tuple[float, float]:
@@ -77,20 +110,27 @@ def measure(recipe: Path, batch_size: int, repeats: int, folder: Path) -> dict[s
     batches, one_sound = [[stage.stream.read(range(size))] for size in (batch_size, 1)]
     stage.step(batches, steps[0])  # starts the codebooks and warms up
     # copies of weights in another precision are kept whatever the batch
-    saved = count_saved_bytes(stage, batches, steps[0]) - count_saved_bytes(stage, one_sound, steps[0])
+    kept = count_kept_bytes(stage, batches, steps[0]) - count_kept_bytes(stage, one_sound, steps[0])
     flops = count_flops(stage, batches, steps) / batch_size
     elapsed, busy = map(min, zip(*(seconds_per_step(stage, batches, steps) for _ in range(repeats))))
-    global_batch_size = loop.per_device_batch_size * loop.gradient_accumulation_steps * NUM_GPUS
-    num_sounds = global_batch_size * num_steps(loop, NUM_CLIPS, NUM_GPUS)
-    speed = PEAK_TFLOPS[loop.mixed_precision] * 1e12 * UTILIZATION[stage.name]
-    hours = num_sounds * flops / speed / 3600
-    return count_weights(stage) | {
-        "counted: kept for the backward pass per sound (MB)": saved / (batch_size - 1) / 1e6,
+    measured = {
+        "counted: kept for the backward pass per sound (MB)": kept / (batch_size - 1) / 1e6,
         "counted: GFLOP per sound": flops / 1e9,
         "measured here: sounds per step": batch_size,
         "measured here: seconds per step": elapsed,
         "measured here: CPU seconds per step": busy,
         "measured here: GFLOP per CPU second": flops * batch_size / busy / 1e9,
+    }
+    return count_weights(stage) | measured | costs(stage.name, loop, flops)
+
+
+def costs(stage_name: str, loop: LoopArguments, flops: float) -> dict[str, float]:
+    """What follows from the recipe and the operations of a sound."""
+    global_batch_size = loop.per_device_batch_size * loop.gradient_accumulation_steps * NUM_GPUS
+    num_sounds = global_batch_size * num_steps(loop, NUM_CLIPS, NUM_GPUS)
+    speed = PEAK_TFLOPS[loop.mixed_precision] * 1e12 * UTILIZATION[stage_name]
+    hours = num_sounds * flops / speed / 3600
+    return {
         "recipe: sounds per step": global_batch_size,
         "recipe: steps": num_sounds / global_batch_size,
         "recipe: EFLOP, 10^18": num_sounds * flops / 1e18,

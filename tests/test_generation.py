@@ -418,6 +418,21 @@ def test_gumbel_smoothing(model):
     torch.testing.assert_close(hard.audio, model.codec_model.decode(hard.audio_codes).audio_values)
 
 
+def test_gumbel_smoothing_is_its_formula(model):
+    """softmax((logits · (1 + r) + Gumbel) / τ) mixes code vectors, with τ = max(0.27 · (1 − 0.95 r), 0.005)."""
+    output = draw(model, random_embeds(1), gumbel_smoothing=True, generator=seeded(5))
+    quantizer, (generator,) = model.codec_model.quantizer, seeded(5)
+    f_hat = quantizer.empty_f_hat(1)
+    for scale, scores in enumerate(output.scores):
+        progress = scale / (len(SCALES) - 1)
+        # the first noise chooses the codes
+        _, noise = (torch.empty_like(scores).exponential_(generator=generator) for _ in range(2))
+        temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
+        weights = ((scores * (1 + progress) - noise.log()) / temperature).softmax(-1)
+        f_hat, _ = quantizer.accumulate(f_hat, weights @ quantizer.codebook[scale], scale)
+    torch.testing.assert_close(output.audio, model.codec_model.decode_f_hat(f_hat[:, None]), atol=1e-5, rtol=1e-4)
+
+
 # --- output ----------------------------------------------------------------------------------------------------------
 
 

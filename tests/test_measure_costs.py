@@ -1,16 +1,19 @@
-"""scripts/measure_costs.py on tiny recipes, as a user runs it."""
+"""scripts/measure_costs.py: its arithmetic, and all of it on tiny recipes, as a user runs it."""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from transformers_aar import AarConfig, AarForConditionalGeneration, SatConfig, SatModel
+from transformers_aar.training.arguments import LoopArguments
 from transformers_aar.training.discriminators import AudioDiscriminator
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "measure_costs.py"
@@ -40,6 +43,56 @@ def tables(tmp_path_factory, short_codec_fields) -> dict[str, dict]:
     finished = run(*words)
     assert finished.returncode == 0, finished.stderr
     return json.loads((folder / "costs.json").read_text()) | {"text": finished.stdout}
+
+
+@pytest.fixture(scope="module")
+def script() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+
+
+@pytest.mark.parametrize("name, precision, flops_per_second", [("sat", "no", 49.5e12), ("aar", "bf16", 395.6e12)])
+def test_costs_follow_from_the_operations(script, name, precision, flops_per_second):
+    loop = LoopArguments(output_dir="unused", mixed_precision=precision, **LOOP)
+    costs = script.costs(name, loop, flops=6e9)
+    assert costs["recipe: sounds per step"] == 48 and costs["recipe: steps"] == 10
+    assert costs["following: sounds per second and GPU"] == pytest.approx(flops_per_second / 6e9)
+    hours = 480 * 6e9 / flops_per_second / 3600
+    assert costs["following: GPU hours"] == pytest.approx(hours)
+    assert costs["following: dollars"] == pytest.approx(2.5 * hours)
+
+
+def test_weights_of_a_stage(script):
+    """Of 12 that are trained there are gradients and Adam's two moments, of all 15 a copy in each checkpoint."""
+    model = torch.nn.Linear(3, 4)
+    model.requires_grad_(False).weight.requires_grad_(True)
+    frozen = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
+    stage = SimpleNamespace(
+        **{"name": "aar", "model": torch.nn.ParameterList([model.weight, frozen])},
+        optimizer=torch.optim.Adam([model.weight]),
+    )
+    figures = script.count_weights(stage)
+    assert figures["counted: parameters that are trained (M)"] == pytest.approx(12e-6)
+    assert figures["counted: weights, gradients and Adam's moments on a GPU (MB)"] == pytest.approx(16 * 12e-6)
+    assert figures["counted: a checkpoint (MB)"] == pytest.approx((4 * 15 + 8 * 12) / 1e6)
+
+
+def test_kept_memory_is_what_is_kept_at_a_time(script):
+    """Of a layer its input, of a tanh its output, though two things need it; until the backward pass."""
+    layer = torch.nn.Linear(8, 16, bias=False)
+    held = []
+
+    def step(batches: list[torch.Tensor], number: int) -> None:
+        for batch in batches:
+            output = layer(batch).tanh()
+            held.append((output * output).sum())
+            if number == 0:
+                held.pop().backward()
+
+    stage = SimpleNamespace(model=layer, step=step)
+    batches = [torch.ones(4, 8), torch.ones(4, 8)]
+    one = 4 * (4 * 8 + 4 * 16)
+    assert script.count_kept_bytes(stage, batches[:1], 0) == script.count_kept_bytes(stage, batches, 0) == one
+    assert script.count_kept_bytes(stage, batches, 1) == 2 * one
 
 
 def num_trained(*modules: torch.nn.Module) -> int:
@@ -89,7 +142,10 @@ def test_totals_follow_from_steps(tables):
     for figures in (tables["sat"], tables["aar"]):
         num_sounds = 10 * 3 * 2 * 8
         assert figures["recipe: sounds per step"] * figures["recipe: steps"] == num_sounds
-        assert figures["recipe: EFLOP, 10^18"] == pytest.approx(num_sounds * figures["counted: GFLOP per sound"] / 1e9)
+        flops = figures["counted: GFLOP per sound"]
+        assert figures["recipe: EFLOP, 10^18"] == pytest.approx(num_sounds * flops / 1e9)
+        speed = 2 * flops / figures["measured here: CPU seconds per step"]
+        assert figures["measured here: GFLOP per CPU second"] == pytest.approx(speed)
 
 
 @pytest.mark.slow

@@ -31,17 +31,33 @@ def test_a_resamples_bias_is_taken_off():
     assert estimate.low < 0 < estimate.high
 
 
-def test_seed_and_confidence():
+def test_crops_of_a_clip_are_drawn_together():
+    """Of crops that are alike the mean is as uncertain as that of the clips; ten times as many would say the same."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 20, (60,), generator=generator)
+    clips = torch.arange(60).repeat_interleave(sizes)[torch.randperm(int(sizes.sum()), generator=generator)]
+    values = torch.randn(60, generator=generator, dtype=torch.float64)[clips]
+    estimate = bootstrap_interval(values, clips=7 * clips - 3, num_resamples=4000)
+    # a ratio of sums over clips, whose standard error is that of Cochran 1977, section 2.11
+    sums = torch.zeros(60, dtype=torch.float64).index_add_(0, clips, values - values.mean())
+    error = sums.std() * 60**0.5 / len(clips)
+    assert estimate.value == values.mean()
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * float(error), rel=0.1)
+    alone = bootstrap_interval(values)
+    assert estimate.high - estimate.low > 2 * (alone.high - alone.low)
+
+
+def test_draws_are_the_same_every_time():
     values = torch.arange(50.0)
-    estimate = bootstrap_interval(values, seed=3)
-    assert bootstrap_interval(values, seed=3) == estimate
-    assert bootstrap_interval(values, seed=4) != estimate
-    narrow = bootstrap_interval(values, confidence=0.5, seed=3)
-    assert estimate.low < narrow.low < narrow.value < narrow.high < estimate.high
+    estimate = bootstrap_interval(values)
+    assert bootstrap_interval(values) == estimate
+    assert bootstrap_interval(values, clips=3 * torch.arange(50)) == estimate
 
 
 def test_refuses_what_has_no_interval():
     with pytest.raises(ValueError, match="at least 2 clips, got 1"):
         bootstrap_interval(torch.ones(1))
+    with pytest.raises(ValueError, match="at least 2 clips, got 1"):
+        bootstrap_interval(torch.arange(9.0), clips=torch.full((9,), 5))
     with pytest.raises(ValueError, match="NaN or infinite"):
         bootstrap_interval(torch.tensor([1.0, float("inf")]))

@@ -31,6 +31,7 @@ def figures(is_next_token: bool, **changed) -> Figures:
             name: Estimate(value, value - 1, value + 1) for name, value in (("log_mel", 50), ("classifier", 9))
         },
         "named_rightly": {},
+        "clips": torch.arange(200),
         "seconds": {1: [4.0, 4.0, 4.0], 8: [1.0, 1.0, 1.0]},
     }
     measures = {"mel_distance": 10.0, "stft_distance": 2.0, "si_sdr_db": 5.0} | changed.pop("codec", {})
@@ -78,6 +79,17 @@ def test_codecs_are_compared_sound_by_sound(plain):
     text = fewer_tokens(figures(is_next_token=False, codec={"mel_distance": 10.2}), plain).figures
     low, high = text.split("mel distance ")[1].split("(")[1].split(")")[0].split(" to ")
     assert 0.015 < float(low.rstrip("%")) / 100 < 0.02 < float(high.rstrip("%")) / 100 < 0.025
+
+
+def test_crops_of_few_clips_are_little_evidence(plain):
+    """What is alike in a hundred crops is so in one."""
+    changed = {"codec": {"mel_distance": 10.45}}
+    assert fewer_tokens(figures(is_next_token=False, **changed), plain).holds
+    half = 0.3 * (torch.arange(200) % 2 - 0.5)
+    ours = figures(is_next_token=False, clips=torch.arange(200) % 2, **changed)
+    ours.codec["mel_distance"] += half
+    assert not fewer_tokens(ours, plain).holds
+    assert ours.estimate("mel_distance").high > ours.codec["mel_distance"].mean() + 0.1
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,10 @@ def test_closed_form_with_covariances_of_low_rank():
 def test_streaming_equals_the_whole_far_from_zero():
     # at a mean of 1e6 and a spread of 1e-2, E[x²] − E[x]² in float64 has lost all digits
     sample = 1e6 + 1e-2 * np.random.default_rng(0).standard_normal((1000, 6))
-    first, second = statistics_of(sample[:1], sample[1:300]), statistics_of(sample[300:301], sample[301:])
-    first.merge(second)
-    first.merge(FrechetStatistics(info(6)))
-    assert first.count == 1000
-    np.testing.assert_allclose(first.mean, sample.mean(0), rtol=1e-14)
-    np.testing.assert_allclose(first.covariance, np.cov(sample.T), rtol=1e-6, atol=1e-11)
+    statistics = statistics_of(sample[:1], sample[1:300], sample[300:301], sample[301:])
+    assert statistics.count == 1000
+    np.testing.assert_allclose(statistics.mean, sample.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(statistics.covariance, np.cov(sample.T), rtol=1e-6, atol=1e-11)
 
 
 def test_an_update_leaves_the_embeddings_alone():
@@ -131,9 +129,8 @@ def test_refuses_what_does_not_compare():
     sample = torch.randn(20, 4)
     mine, other = statistics_of(sample), FrechetStatistics(info(4, "other"))
     other.update(sample)
-    for action in (frechet_distance, FrechetStatistics.merge):
-        with pytest.raises(ValueError, match=r"different embeddings don't compare: test 1 .* and other 1 "):
-            action(mine, other)
+    with pytest.raises(ValueError, match=r"different embeddings don't compare: test 1 .* and other 1 "):
+        frechet_distance(mine, other)
     with pytest.raises(ValueError, match="at least 2 sounds, got 1"):
         frechet_distance(mine, statistics_of(sample[:1]))
     with pytest.raises(ValueError, match=r"shape \(batch_size, 4\)"):
@@ -154,6 +151,19 @@ def test_interval_holds_the_distances_of_other_samples():
     assert [estimate.value for estimate in estimates] == distances
     covered = sum(estimate.low <= expected <= estimate.high for estimate in estimates)
     assert covered >= 25  # of 30, where 95 % are meant
+    # and are no wider than that takes
+    width = sum(estimate.high - estimate.low for estimate in estimates) / len(estimates)
+    assert width == pytest.approx(2 * 1.96 * np.std(distances), rel=0.3)
+
+
+def test_interval_of_several_crops_per_clip_is_wider():
+    sample = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)).repeat(4, 1)
+    references = statistics_of(torch.randn(1000, 4, generator=torch.Generator().manual_seed(1)))
+    alone = frechet_interval(sample, references)
+    together = frechet_interval(sample, references, clips=torch.arange(30).repeat(4))
+    assert together.value == alone.value
+    # four times as many crops of no more clips: half the interval would be too narrow
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
 
 def test_interval_of_equal_sets_begins_at_zero():

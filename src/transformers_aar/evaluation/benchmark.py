@@ -68,7 +68,7 @@ def measure(comparison: Comparison, ceilings: Ceilings, rounds: int, max_seconds
     for contender in comparison.contenders:
         counter = FloorCounter(ceilings)
         with counter if contender.has_floor else nullcontext():
-            first_calls.append(timed(contender.run))
+            first_calls.append(timed_call(contender.run))
         floors.append(counter.seconds if contender.has_floor else None)
     calls = [[] for _ in comparison.contenders]
     end = time.perf_counter() + max_seconds
@@ -76,15 +76,15 @@ def measure(comparison: Comparison, ceilings: Ceilings, rounds: int, max_seconds
         if number and time.perf_counter() > end:
             break
         for contender, own_calls in zip(comparison.contenders, calls):
-            own_calls.append(timed(contender.run))
+            own_calls.append(timed_call(contender.run))
     peaks = [peak_memory(contender.run) for contender in comparison.contenders]
     return [
-        _row(contender, comparison.unit, own_calls, calls[0], comparison.contenders[0].amount, *once)
+        summarize(contender, comparison.unit, own_calls, calls[0], comparison.contenders[0].amount, *once)
         for contender, own_calls, *once in zip(comparison.contenders, calls, first_calls, floors, peaks)
     ]
 
 
-def _row(
+def summarize(
     contender: Contender,
     unit: str,
     calls: list[Call],
@@ -94,6 +94,7 @@ def _row(
     floor: float | None,
     peak_bytes: int | None,
 ) -> dict:
+    """A row of the table, from what was measured of its contender and of the first one."""
     seconds = [call.seconds for call in calls]
     median = statistics.median(seconds)
     # per unit, and from calls of the same round
@@ -118,7 +119,7 @@ def _row(
     }
 
 
-def timed(run: Callable[[], object]) -> Call:
+def timed_call(run: Callable[[], object]) -> Call:
     """Runs it once."""
     gc.collect()
     elapsed, busy = time.perf_counter(), time.process_time()

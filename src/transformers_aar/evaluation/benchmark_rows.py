@@ -4,10 +4,11 @@ import copy
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,6 +44,7 @@ from .next_token import NextTokenModel
 from .plain_loop import plain_generate
 
 NUM_CODEBOOKS = 10  # of the codecs that SAT is compared with, at its frame rate
+SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass
@@ -68,10 +70,12 @@ class Setting:
         return AarConfig(codec_config=self.codec_fields | codec_fields, **read_recipe(self.aar_recipe)["model_config"])
 
 
-def in_both_dtypes(name: str, model: PreTrainedModel) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The model and a copy of it in bf16, with names for them."""
-    yield f"{name}, fp32", model
-    yield f"{name}, bf16", copy.deepcopy(model).to(torch.bfloat16)
+def in_dtypes(
+    name: str, model: PreTrainedModel, dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)
+) -> Iterator[tuple[str, PreTrainedModel]]:
+    """A model of fp32 in each of these dtypes, with names for them."""
+    for dtype in dtypes:
+        yield f"{name}, {SHORT_NAMES[dtype]}", model if dtype == model.dtype else copy.deepcopy(model).to(dtype)
 
 
 def ready(model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
@@ -81,25 +85,35 @@ def ready(model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
 # --- generation ------------------------------------------------------------------------------------------------------
 
 
-def make_generator(setting: Setting) -> AarForConditionalGeneration:
+def make_generator(
+    setting: Setting, model_class: type[AarForConditionalGeneration] = AarForConditionalGeneration, **codec_fields
+) -> AarForConditionalGeneration:
     """With a head of the usual size: near-uniform predictions would be an unusual load for top-k and top-p."""
     torch.manual_seed(0)
-    model = ready(AarForConditionalGeneration(setting.aar_config()), setting)
+    model = ready(model_class(setting.aar_config(**codec_fields)), setting)
     model.lm_head.weight.mul_(50)
     return model
 
 
-def generators(model: AarForConditionalGeneration) -> Iterator[tuple[str, AarForConditionalGeneration]]:
-    """The model in all dtypes that it can generate in, as it is and laid out for a CPU, with names for them."""
-    in_dtypes = dict(in_both_dtypes("generate", model))
-    if model.device.type == "cpu" and has_packed_products(torch.float16):
-        in_dtypes["generate, fp16"] = copy.deepcopy(model).to(torch.float16)
-    for name, each in in_dtypes.items():
-        yield name, each
-        if model.device.type == "cpu" and has_packed_products(each.dtype):
-            yield f"{name}, packed", copy.deepcopy(each).prepack()
-    if model.device.type == "cpu" and has_int8_products():
-        yield "generate, int8", copy.deepcopy(model).to_int8()
+def make_baseline(setting: Setting) -> NextTokenModel:
+    """The generator's transformer, token by token over a plain residual codec."""
+    frames = setting.aar_config().codec_config.scales[-1]
+    return make_generator(setting, NextTokenModel, scales=[frames] * NUM_CODEBOOKS, phi_kernel_sizes=[])
+
+
+def generators(
+    name: str, model: AarForConditionalGeneration, dtypes: Sequence[torch.dtype] = tuple(SHORT_NAMES)
+) -> Iterator[tuple[str, AarForConditionalGeneration]]:
+    """A model of fp32 in those of these dtypes that it can generate in, as it is and laid out for a CPU; and int8."""
+    is_on_cpu = model.device.type == "cpu"
+    if not is_on_cpu or not has_packed_products(torch.float16):
+        dtypes = [dtype for dtype in dtypes if dtype != torch.float16]
+    for full_name, each in in_dtypes(name, model, dtypes):
+        yield full_name, each
+        if is_on_cpu and has_packed_products(each.dtype):
+            yield f"{full_name}, packed", copy.deepcopy(each).prepack()
+    if is_on_cpu and has_int8_products():
+        yield f"{name}, int8", copy.deepcopy(model).to_int8()
 
 
 def conditioning(model: AarForConditionalGeneration, batch_size: int) -> torch.Tensor:
@@ -121,7 +135,7 @@ def generate_in_batches(setting: Setting, batch_size: int, has_plain_loop: bool 
         run = partial(plain_generate, model, conditioning(model, batch_size))
         amount = batch_size * model.config.codec_config.window_length_s
         comparison.contenders.append(Contender("plain loop, fp32", run, amount))
-    for name, generator in generators(model):
+    for name, generator in generators("generate", model):
         comparison.contenders.append(generation(name, generator, batch_size))
     return comparison
 
@@ -170,13 +184,12 @@ def generate_windows(setting: Setting) -> Comparison:
 def generate_with_others(setting: Setting) -> Comparison:
     """Batch 1 against models that generate token by token."""
     comparison = Comparison("seconds of audio")
-    for name, model in generators(make_generator(setting)):
+    for name, model in generators("generate", make_generator(setting)):
         comparison.contenders.append(generation(name, model, 1))
-    frames = setting.aar_config().codec_config.scales[-1]
-    config = setting.aar_config(scales=[frames] * NUM_CODEBOOKS, phi_kernel_sizes=[])
-    baseline = ready(NextTokenModel(config), setting).to(torch.bfloat16)
-    comparison.contenders.append(generation("next-token baseline, bf16", baseline, 1))
-    for name, model in in_both_dtypes("MusicGen", make_musicgen(setting)):
+    # which takes minutes in the slower precisions
+    for name, model in generators("next-token baseline", make_baseline(setting), [torch.bfloat16]):
+        comparison.contenders.append(generation(name, model, 1))
+    for name, model in in_dtypes("MusicGen", make_musicgen(setting)):
         comparison.contenders.append(musicgen_second(name, model))
     return comparison
 
@@ -248,7 +261,7 @@ def encoding(setting: Setting, batch_size: int) -> Comparison:
     """Eight one-second clips to codes."""
     comparison = Comparison("seconds of audio")
     for name, model in make_codecs(setting).items():
-        for full_name, codec in in_both_dtypes(name, model):
+        for full_name, codec in in_dtypes(name, model):
             clips = noise(setting, batch_size).to(codec.dtype)
             run = torch.no_grad()(partial(codec.encode, clips))
             comparison.contenders.append(Contender(full_name, run, batch_size))
@@ -264,7 +277,7 @@ def decoding(setting: Setting, batch_size: int) -> Comparison:
         arguments = {"audio_codes": encoded.audio_codes}
         if name == "EncodecModel":
             arguments["audio_scales"] = encoded.audio_scales
-        for full_name, codec in in_both_dtypes(name, model):
+        for full_name, codec in in_dtypes(name, model):
             run = torch.no_grad()(partial(codec.decode, **arguments))
             comparison.contenders.append(Contender(full_name, run, batch_size))
     return comparison
@@ -316,11 +329,19 @@ def reading(setting: Setting, num_files: int = 10) -> Comparison:
         for number, path in enumerate(paths):
             read_crop({"path": str(path), "bytes": None}, 1.0, rates, number / num_files)
 
+    def read_with_librosa() -> None:
+        import librosa
+
+        for path, rate in itertools.product(paths, (24_000, 48_000)):
+            librosa.load(path, sr=rate)
+
     readers = {
         "whole files at 24 kHz": read_whole_files,
         "read_crop at 24 kHz": partial(read_crops, 24_000),
         "read_crop at 24 and 48 kHz": partial(read_crops, 24_000, 48_000),
     }
+    if find_spec("librosa") is not None:  # with which the paper's code reads
+        readers["librosa, whole files at 24 and 48 kHz"] = read_with_librosa
     return Comparison("crops", [Contender(name, run, num_files, has_floor=False) for name, run in readers.items()])
 
 

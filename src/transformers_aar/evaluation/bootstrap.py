@@ -1,9 +1,11 @@
 """How far a figure would move with other clips of the same kind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+
+TAILS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -23,35 +25,49 @@ class Estimate:
 def bootstrap_interval(
     sample: torch.Tensor,
     statistic: Callable[[torch.Tensor], float | torch.Tensor] = torch.mean,
+    clips: torch.LongTensor | None = None,
     num_resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
 ) -> Estimate:
     """
-    Bootstrap confidence interval of a statistic (Efron 1979): percentiles of its values over samples drawn with
-    replacement, less the resamples' bias. A resample repeats clips, and statistics such as the Fréchet distance grow
-    with that; so the interval holds the resampled values' deviations from their own mean. For a mean there is no such
-    bias, and the interval is the percentile interval.
+    Bootstrap confidence interval of 95 % of a statistic (Efron 1979): percentiles of its values over samples drawn
+    with replacement, less the resamples' bias. A resample repeats clips, and statistics such as the Fréchet distance
+    grow with that; so the interval holds the resampled values' deviations from their own mean. For a mean there is no
+    such bias, and the interval is the percentile interval.
+
+    Clips are drawn, each with all of its crops (the cluster bootstrap, Davison and Hinkley 1997, section 3.8): crops
+    of one clip are alike, and drawn one by one they would make the interval too narrow. The draws are the same every
+    time.
 
     Args:
-        sample (`torch.Tensor` of shape `(num_clips, …)`): what each clip has, such as its distance or embedding.
+        sample (`torch.Tensor` of shape `(num_crops, …)`): what each crop has, such as its distance or embedding.
         statistic (`Callable`, defaults to `torch.mean`): from a sample, of the same shape, to its figure.
+        clips (`torch.LongTensor` of shape `(num_crops,)`, *optional*):
+            Equal numbers for crops of one clip; by default each is of another.
         num_resamples (`int`, defaults to 1000): samples drawn.
-        confidence (`float`, defaults to 0.95): share of the resampled values in the interval.
-        seed (`int`, defaults to 0): of the draws; equal seeds give equal intervals.
 
     Raises:
         ValueError: for fewer than two clips, and for NaN or infinite values.
     """
-    if len(sample) < 2:
-        raise ValueError(f"A confidence interval takes at least 2 clips, got {len(sample)}.")
+    clips = torch.arange(len(sample)) if clips is None else clips.cpu()
+    if (num_clips := len(clips.unique())) < 2:
+        raise ValueError(f"A confidence interval takes at least 2 clips, got {num_clips}.")
     if not sample.isfinite().all():
         raise ValueError("A clip's value is NaN or infinite: look at the clips, there is no interval with it.")
     sample = sample.double()
-    generator = torch.Generator().manual_seed(seed)
-    draws = (torch.randint(len(sample), (len(sample),), generator=generator) for _ in range(num_resamples))
+    draws = _draws(clips, num_resamples)
     values = torch.tensor([float(statistic(sample[draw.to(sample.device)])) for draw in draws], dtype=torch.float64)
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     value = float(statistic(sample))
-    low, high = (value + (values - values.mean()).quantile(tails)).tolist()
+    low, high = (value + (values - values.mean()).quantile(TAILS)).tolist()
     return Estimate(value, low, high)
+
+
+def _draws(clips: torch.LongTensor, count: int) -> Iterator[torch.LongTensor]:
+    """Places of the crops of as many clips as there are, drawn with replacement."""
+    _, places, sizes = clips.unique(return_inverse=True, return_counts=True)
+    by_clip, ends = places.argsort(stable=True), sizes.cumsum(0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        drawn = torch.randint(len(sizes), (len(sizes),), generator=generator)
+        # counted from the end of each drawn clip's crops to that of all
+        to_ends = (ends[drawn] - sizes[drawn].cumsum(0)).repeat_interleave(sizes[drawn])
+        yield by_clip[to_ends + torch.arange(len(to_ends))]

@@ -26,7 +26,7 @@ TIMED_ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Contender:
+class System:
     """
     A codec and a generator on its tokens.
 
@@ -64,7 +64,7 @@ class ClaimsMeasurements:
 
 
 def measure_claims(
-    contenders: Sequence[Contender], args: EvaluationArguments, sampling: SamplingArguments
+    systems: Sequence[System], args: EvaluationArguments, sampling: SamplingArguments
 ) -> ClaimsMeasurements:
     """
     Measures all systems.
@@ -73,7 +73,7 @@ def measure_claims(
         ValueError: as [`HeldOutCrops`] and [`Listeners`].
     """
     accelerator = Accelerator(cpu=args.use_cpu)
-    models = [each.model_class.from_pretrained(each.folder).eval().to(accelerator.device) for each in contenders]
+    models = [each.model_class.from_pretrained(each.folder).eval().to(accelerator.device) for each in systems]
     config = models[0].config
     duration_s, rate = config.codec_config.window_length_s, config.sampling_rate
     crops = HeldOutCrops(args, accelerator, duration_s, [rate], config.labels, needs_labels=True)
@@ -82,7 +82,7 @@ def measure_claims(
         GeneratorEvaluation(
             model, AarProcessor.from_pretrained(each.folder), crops, listeners, sampling, args, accelerator
         )
-        for each, model in zip(contenders, models)
+        for each, model in zip(systems, models)
     ]
     held_out = crops.measure(lambda examples: hear_crops(listeners, examples), "held-out sounds")
     num_left_out = len(crops.left_out)
@@ -91,8 +91,7 @@ def measure_claims(
     notes: list[str] = []
     with noted_warnings(notes):
         figures = [
-            measure_system(each.name, evaluation, held_out, orders)
-            for each, evaluation in zip(contenders, evaluations)
+            measure_system(each.name, evaluation, held_out, orders) for each, evaluation in zip(systems, evaluations)
         ]
     for batch_size in BATCH_SIZES:
         for own, seconds in zip(figures, take_turns(evaluations, orders, batch_size)):
@@ -128,6 +127,7 @@ def measure_system(name: str, evaluation: GeneratorEvaluation, held_out: Rows, o
         is_next_token=is_next_token,
         tokens_per_second=tokens_per_second(config),
         forward_passes=config.tokens_per_window if is_next_token else config.num_scales,
+        clips=reconstructed["clip"],
         codec={measure: reconstructed[measure] for measure in ("mel_distance", "stft_distance", "si_sdr_db")},
         frechet={embedding.partition("/")[2]: distance for embedding, distance in distances.items()},
         named_rightly={source.partition("/")[2]: share for source, share in named.items()},

@@ -28,6 +28,7 @@ class Figures:
         forward_passes (`int`): of the generator, for one window.
         codec (`dict[str, torch.Tensor]`): `mel_distance`, `stft_distance` and `si_sdr_db` of each held-out sound,
             `(num_sounds,)`; the same sounds in every system.
+        clips (`torch.LongTensor` of shape `(num_sounds,)`): which clip each of them is of.
         frechet (`dict[str, Estimate]`): distance of the generated to the held-out sounds by each embedding.
         named_rightly (`dict[str, Estimate]`): share by `generated` and `reconstruction`.
         seconds (`dict[int, list[float]]`): per generated clip, of each round, by the batch size.
@@ -38,13 +39,14 @@ class Figures:
     tokens_per_second: float
     forward_passes: int
     codec: dict[str, torch.Tensor]
+    clips: torch.LongTensor
     frechet: dict[str, Estimate]
     named_rightly: dict[str, Estimate]
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
     def estimate(self, measure: str) -> Estimate:
         """Mean over the held-out sounds of one of the codec's measures."""
-        return bootstrap_interval(self.codec[measure])
+        return bootstrap_interval(self.codec[measure], clips=self.clips)
 
     def speed_ratio(self, other: "Figures", batch_size: int) -> float:
         """How many times as fast as the other one: median over the rounds, in each of which both had their turn."""
@@ -79,7 +81,8 @@ def all_verdicts(figures: Sequence[Figures]) -> list[Verdict]:
 def fewer_tokens(next_scale: Figures, next_token: Figures) -> Verdict:
     """The multi-scale codec has fewer tokens, and no measure shows it to be worse by more than a margin."""
     changes = {name: relative_change(next_scale, next_token, name) for name in CODEC_DISTANCES}
-    gain_db = bootstrap_interval(next_scale.codec["si_sdr_db"] - next_token.codec["si_sdr_db"])
+    gains_db = next_scale.codec["si_sdr_db"] - next_token.codec["si_sdr_db"]
+    gain_db = bootstrap_interval(gains_db, clips=next_scale.clips)
     is_equal = all(change.high <= EQUAL_SHARE for change in changes.values()) and gain_db.low >= -EQUAL_DB
     parts = [
         f"{words} {changes[name].value:+.1%} ({changes[name].low:+.1%} to {changes[name].high:+.1%})"
@@ -99,7 +102,8 @@ def fewer_tokens(next_scale: Figures, next_token: Figures) -> Verdict:
 def relative_change(ours: Figures, theirs: Figures, measure: str) -> Estimate:
     """How much larger ours is than theirs on the same sounds, as a share of theirs, paired."""
     base = theirs.codec[measure].double().mean()
-    return bootstrap_interval((ours.codec[measure].double() - theirs.codec[measure].double()) / base)
+    changes = (ours.codec[measure].double() - theirs.codec[measure].double()) / base
+    return bootstrap_interval(changes, clips=ours.clips)
 
 
 def faster(next_scale: Figures, next_token: Figures) -> Verdict:

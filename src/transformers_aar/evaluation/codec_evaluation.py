@@ -114,8 +114,8 @@ def codec_report(codec: SatModel, measured: CodecMeasurements, listeners: Listen
     """The figures and tables; more settings, pictures and sounds are the caller's to add."""
     config, rows, notes = codec.config, measured.rows, []
     names = ("stft_distance", "si_sdr_db", "relative_error")
-    figures = {"mel_distance": bootstrap_interval(rows["mel_distance"][:, -1])}
-    figures |= {name: bootstrap_interval(rows[name]) for name in names}
+    figures = {"mel_distance": bootstrap_interval(rows["mel_distance"][:, -1], clips=rows["clip"])}
+    figures |= {name: bootstrap_interval(rows[name], clips=rows["clip"]) for name in names}
     with noted_warnings(notes):
         figures |= listeners.frechet_distances(rows, "reconstruction", rows, "original")
     figures |= listeners.named_rightly(rows, "original") | listeners.named_rightly(rows, "reconstruction")
@@ -143,9 +143,10 @@ def scale_table(codec: SatModel, measured: CodecMeasurements) -> list[dict]:
 def error_curves(rows: Rows) -> dict[str, list[Estimate]]:
     """Mel distance and latent error (residual over the latents' variance) against the number of scales."""
     variance = rows["latent_power"].double().mean() - rows["latent_mean"].double().mean(0).square().mean()
+    curves = {"latent error": rows["latent_residual"].double() / variance, "mel distance": rows["mel_distance"]}
     return {
-        "latent error": [bootstrap_interval(column) for column in (rows["latent_residual"].double() / variance).T],
-        "mel distance": [bootstrap_interval(column) for column in rows["mel_distance"].T],
+        name: [bootstrap_interval(column, clips=rows["clip"]) for column in values.T]
+        for name, values in curves.items()
     }
 
 

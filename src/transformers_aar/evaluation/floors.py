@@ -2,20 +2,31 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from ..linear_aar import AarInt8Linear, AarLinear, has_int8_products, has_packed_products
 
 
-def lstm_flops(inputs: tuple, input_weight: tuple, hidden_weight: tuple, *_, factor: int = 2, **__) -> int:
-    """Operations of an LSTM's layer, from the shapes of its sequence and its weights."""
-    return factor * inputs[0] * inputs[1] * (math.prod(input_weight) + math.prod(hidden_weight))
+def lstm_flops(inputs: tuple, *weights: tuple, factor: int = 2, **_) -> int:
+    """Operations of LSTM layers, from the shapes of their sequence `(…, …, features)` and of their matrices."""
+    return factor * math.prod(inputs[:-1]) * sum(map(math.prod, weights))
+
+
+def cpu_lstm_flops(inputs: tuple, input_weight: tuple, hidden_weight: tuple, *_, **kwargs) -> int:
+    """Of one layer, in a CPU's kernel."""
+    return lstm_flops(inputs, input_weight, hidden_weight, **kwargs)
+
+
+def gpu_lstm_flops(inputs: tuple, weights: Sequence[tuple], *_, **kwargs) -> int:
+    """Of all layers, in cuDNN's kernel, which takes their matrices and biases in one list."""
+    return lstm_flops(inputs, *(weight for weight in weights if len(weight) == 2), **kwargs)
 
 
 def attention_flops(query: tuple, key: tuple, *_, **__) -> int:
@@ -33,10 +44,12 @@ def linear_flops(inputs: tuple, weight: tuple, *_, **__) -> int:
     return 2 * math.prod(inputs) * weight[0]
 
 
-# kernels of CPUs that PyTorch's counter doesn't know
+# kernels that PyTorch's counter doesn't know
 LSTM_FLOPS = {
-    torch.ops.aten.mkldnn_rnn_layer: lstm_flops,
-    torch.ops.aten.mkldnn_rnn_layer_backward: partial(lstm_flops, factor=4),
+    torch.ops.aten.mkldnn_rnn_layer: cpu_lstm_flops,
+    torch.ops.aten.mkldnn_rnn_layer_backward: partial(cpu_lstm_flops, factor=4),
+    torch.ops.aten._cudnn_rnn: gpu_lstm_flops,
+    torch.ops.aten._cudnn_rnn_backward: partial(gpu_lstm_flops, factor=4),
 }
 ATTENTION_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
@@ -68,12 +81,12 @@ class Ceilings:
     bandwidth: float
 
 
-def measure_ceilings(device: torch.device, size: int = 2048, gigabytes: float = 1.0) -> Ceilings:
+def measure_ceilings(device: torch.device) -> Ceilings:
     """
-    Measures products of `size` × `size` matrices in fp32, bf16 and, on a processor that has them, fp16 and 8-bit
-    integers, and the reading of as many gigabytes, which must be more than its caches hold. The best of five each.
+    Measures products of large matrices in fp32, bf16 and, on a processor that has them, fp16 and 8-bit integers, and
+    the reading of a gigabyte, which is more than its caches hold. The best of five each.
     """
-    flops, dtypes = {}, [torch.float32, torch.bfloat16]
+    size, flops, dtypes = 2048, {}, [torch.float32, torch.bfloat16]
     if device.type == "cpu" and has_packed_products(torch.float16):
         dtypes.append(torch.float16)
     for dtype in dtypes:
@@ -82,7 +95,7 @@ def measure_ceilings(device: torch.device, size: int = 2048, gigabytes: float = 
     if device.type == "cpu" and has_int8_products():
         layer, rows = AarInt8Linear(AarLinear(size, size, bias=False)), torch.full((size, size), 129).to(torch.uint8)
         flops[torch.uint8] = 2 * size**3 / _best_seconds(partial(layer.multiply, rows), device)
-    data = torch.ones(int(gigabytes * 1e9 / 4), device=device)
+    data = torch.ones(250_000_000, device=device)
     return Ceilings(flops, data.nbytes / _best_seconds(data.sum, device))
 
 
@@ -113,7 +126,7 @@ class FloorCounter(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
         if (count := {**LSTM_FLOPS, **ATTENTION_FLOPS, **LINEAR_FLOPS}.get(packet)) is not None:
-            flops = count(*(value.shape if isinstance(value, torch.Tensor) else value for value in args))
+            flops = count(*tree_map(lambda value: value.shape if isinstance(value, torch.Tensor) else value, args))
         elif packet in flop_registry:
             flops = flop_registry[packet](*args, **(kwargs or {}), out_val=output)
         else:

@@ -47,20 +47,14 @@ class FrechetStatistics:
         if len(embeddings) == 0:
             return
         deviations = embeddings.detach().to("cpu", torch.float64, copy=True)
-        mean = deviations.mean(0)
+        mean, total = deviations.mean(0), self.count + len(embeddings)
         deviations -= mean
-        self._add(len(deviations), mean, deviations.T @ deviations)
-
-    def merge(self, other: "FrechetStatistics") -> None:
-        """
-        Adds the embeddings that `other` has seen, for example in another process.
-
-        Raises:
-            ValueError: when they are of another embedding.
-        """
-        _check_same_embedding(self, other)
-        if other.count:
-            self._add(other.count, other.mean, other.scatter)
+        # Chan, Golub and LeVeque (1979), Equation 2.1: no difference of large sums, so nothing cancels
+        shift = mean - self.mean
+        self.scatter += deviations.T @ deviations
+        self.scatter.addr_(shift, shift, alpha=self.count * len(embeddings) / total)
+        self.mean += shift * (len(embeddings) / total)
+        self.count = total
 
     @property
     def covariance(self) -> torch.Tensor:
@@ -73,15 +67,6 @@ class FrechetStatistics:
         if self.count < 2:
             raise ValueError(f"A covariance takes at least 2 sounds, got {self.count}.")
         return self.scatter / (self.count - 1)
-
-    def _add(self, count: int, mean: torch.Tensor, scatter: torch.Tensor) -> None:
-        """Chan, Golub and LeVeque (1979), Equation 2.1: no difference of large sums, so nothing cancels."""
-        total = self.count + count
-        shift = mean - self.mean
-        self.scatter += scatter
-        self.scatter.addr_(shift, shift, alpha=self.count * count / total)
-        self.mean += shift * (count / total)
-        self.count = total
 
 
 def frechet_distance(predictions: FrechetStatistics, references: FrechetStatistics) -> float:
@@ -104,11 +89,14 @@ def frechet_distance(predictions: FrechetStatistics, references: FrechetStatisti
 
 
 def frechet_interval(
-    embeddings: torch.Tensor, references: FrechetStatistics, num_resamples: int = 200, seed: int = 0
+    embeddings: torch.Tensor,
+    references: FrechetStatistics,
+    clips: torch.LongTensor | None = None,
+    num_resamples: int = 200,
 ) -> Estimate:
     """
     Fréchet distance of embeddings `(num_sounds, width)` to a fixed reference set, with the interval that
-    [`bootstrap_interval`] gives, of which nothing lies below 0. Warns as `frechet_distance` does.
+    [`bootstrap_interval`] gives for these `clips`, of which nothing lies below 0. Warns as `frechet_distance` does.
 
     Raises:
         ValueError: as `FrechetStatistics.update` and `frechet_distance`.
@@ -121,7 +109,7 @@ def frechet_interval(
         statistics.update(resample)
         return distance(statistics)
 
-    estimate = bootstrap_interval(embeddings, distance_of, num_resamples, seed=seed)
+    estimate = bootstrap_interval(embeddings, distance_of, clips, num_resamples)
     return replace(estimate, low=max(0.0, estimate.low))
 
 

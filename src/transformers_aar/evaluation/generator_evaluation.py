@@ -74,12 +74,14 @@ class Order:
         text (`str`, *optional*): the prompt, where there is one.
         label (`int`): the one label it should have, −1 for none or several.
         crop (`int`, *optional*): held-out crop whose conditioning it has.
+        clip (`int`): the same number for those with the conditioning of one clip's crops.
     """
 
     index: int
     text: str | None
     label: int
     crop: int | None
+    clip: int
 
 
 class GeneratorEvaluation:
@@ -142,10 +144,11 @@ class GeneratorEvaluation:
         self.usage.update(codes)
         decoded = codec.decode(codes).audio_values[..., : waveforms.shape[-1]]
         inputs = self.conditioning(examples)
-        rows = {
-            "guesses": self._guesses(inputs, codes),
-            "guesses_with_neighbours_conditioning": self._guesses(with_neighbours_conditioning(inputs), codes),
-        }
+        guesses = self._guesses(inputs, codes)
+        # a sound by itself has no neighbour
+        is_alone = len(examples) == 1
+        neighbours = guesses * torch.nan if is_alone else self._guesses(with_neighbours_conditioning(inputs), codes)
+        rows = {"guesses": guesses, "neighbours_guesses": neighbours}
         rows |= self.listeners.hear("held_out", waveforms[:, 0].float())
         return rows | self.listeners.hear("reconstruction", decoded[:, 0].float())
 
@@ -171,14 +174,14 @@ class GeneratorEvaluation:
         """The sounds to generate: for each prompt as many as wanted, or one for each held-out sound."""
         labels = held_out["label"].tolist()
         if self.sampling.prompts is None and self.sampling.num_per_label is None:
-            places = enumerate(zip(held_out["index"].tolist(), labels))
-            return [Order(number, None, label, crop) for number, (crop, label) in places]
+            places = enumerate(zip(held_out["index"].tolist(), held_out["clip"].tolist(), labels))
+            return [Order(number, None, label, crop, clip) for number, (crop, clip, label) in places]
         names = self.listeners.label_names
         prompts = self.sampling.prompts or names
         known = {name.casefold(): label for label, name in enumerate(names)}
         count = self.sampling.num_per_label or 1
         return [
-            Order(number * count + copy, text, known.get(text.casefold(), -1), None)
+            Order(number * count + copy, text, known.get(text.casefold(), -1), None, clip=number * count + copy)
             for number, text in enumerate(prompts)
             for copy in range(count)
         ]
@@ -195,6 +198,7 @@ class GeneratorEvaluation:
             rows = {
                 "index": torch.tensor([order.index for order in batch]),
                 "label": torch.tensor([order.label for order in batch]),
+                "clip": torch.tensor([order.clip for order in batch]),
                 "seconds": torch.full((len(batch),), seconds / len(batch)),
             }
             batches.append(rows | self.listeners.hear("generated", waveforms))
@@ -258,42 +262,52 @@ def heard_figures(
     With AST the inception score, of all sounds in one part, and where every held-out sound gave its conditioning the
     divergence from it; with CLAP the score of sounds whose prompts are texts.
     """
-    figures = {}
+    figures, clips = {}, generated["clip"]
     for name, embedding in evaluation.listeners.embeddings.items():
         heard = generated[f"generated/{name}"]
         if isinstance(embedding, AstEmbedding):
             logits = embedding.classify(heard).cpu()
-            figures["inception_score"] = bootstrap_interval(logits, lambda sample: inception_score(sample, 1)[0])
+            figures["inception_score"] = bootstrap_interval(
+                logits, lambda sample: inception_score(sample, 1)[0], clips
+            )
             if orders[0].crop is not None:
                 references = embedding.classify(held_out[f"held_out/{name}"]).cpu()
-                figures["kl_divergence"] = bootstrap_interval(kl_divergence(logits, references))
+                figures["kl_divergence"] = bootstrap_interval(kl_divergence(logits, references), clips=clips)
         elif isinstance(embedding, ClapEmbedding) and orders[0].text is not None:
             texts = embedding.embed_texts([order.text for order in orders]).cpu()
-            figures["clap_score"] = bootstrap_interval(clap_score(heard, texts))
+            figures["clap_score"] = bootstrap_interval(clap_score(heard, texts), clips=clips)
     return figures
 
 
 def guess_figures(held_out: Rows) -> dict[str, Estimate]:
     """Cross-entropy in nats per token and share of tokens guessed rightly, given all coarser scales."""
-    losses, right, count = held_out["guesses"].sum(1).unbind(-1)
-    neighbours = held_out["guesses_with_neighbours_conditioning"].sum(1)[:, 0]
-    return {
-        "loss": bootstrap_interval(losses / count),
-        "accuracy": bootstrap_interval(right / count),
-        "loss_with_neighbours_conditioning": bootstrap_interval(neighbours / count),
-    }
+    estimates = guess_estimates(held_out["guesses"].sum(1), held_out["neighbours_guesses"].sum(1), held_out["clip"])
+    return dict(zip(("loss", "accuracy", "loss_with_neighbours_conditioning"), estimates))
 
 
 def guess_table(scales: Sequence[int], held_out: Rows) -> list[dict]:
     """The same for every scale."""
     table = []
     for scale, length in enumerate(scales):
-        losses, right, count = held_out["guesses"][:, scale].unbind(-1)
-        neighbours = held_out["guesses_with_neighbours_conditioning"][:, scale, 0]
-        figures = {"loss": losses, "accuracy": right, "loss with neighbours' conditioning": neighbours}
-        figures = {name: bootstrap_interval(values / count) for name, values in figures.items()}
+        guesses = held_out["guesses"][:, scale], held_out["neighbours_guesses"][:, scale]
+        estimates = guess_estimates(*guesses, held_out["clip"])
+        figures = dict(zip(("loss", "accuracy", "loss with neighbours' conditioning"), estimates))
         table.append({"scale": scale + 1, "tokens": length} | figures)
     return table
+
+
+def guess_estimates(
+    guesses: torch.Tensor, neighbours_guesses: torch.Tensor, clips: torch.LongTensor
+) -> tuple[Estimate, Estimate, Estimate]:
+    """Loss, accuracy and loss with a neighbour's conditioning from sums `(num_sounds, 3)` of [`scale_sums`]."""
+    losses, right, count = guesses.unbind(-1)
+    with_neighbour = neighbours_guesses[:, 0].isfinite()
+    neighbours_losses = (neighbours_guesses[:, 0] / count)[with_neighbour]
+    return (
+        bootstrap_interval(losses / count, clips=clips),
+        bootstrap_interval(right / count, clips=clips),
+        bootstrap_interval(neighbours_losses, clips=clips[with_neighbour]),
+    )
 
 
 def naming_table(listeners: Listeners, held_out: Rows, generated: Rows) -> list[dict]:

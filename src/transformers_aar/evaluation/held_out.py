@@ -1,6 +1,7 @@
 """Held-out sounds to evaluate on, in batches that are the same however many processes share them."""
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,10 +16,11 @@ from ..data.events import single_events
 from ..data.examples import CropExamples
 from ..modeling_sat import SatModel
 from ..training.arguments import COUNT, TEXT, DatasetArguments, option, optional
-from .folders import SILENCE_PEAK
 from .listeners import Listeners, Rows
 from .reports import Report
 
+# -80 dB: below it is only the noise of 16-bit files
+SILENCE_PEAK = 1e-4
 AT_LEAST_TWO = (lambda value: isinstance(value, int) and value >= 2, "a whole number of at least 2")
 TEXTS = (lambda values: is_list(values, TEXT[0]), "a list of texts")
 RULES = {
@@ -115,12 +117,12 @@ class HeldOutCrops:
             description (`str`): for the progress bar.
 
         Returns:
-            The rows of all processes in the order of the crops, with `index`, and `label`: of a crop with just one
-            the label, else −1.
+            The rows of all processes in the order of the crops, with `index`; `label`: of a crop with just one the
+            label, else −1; and `clip`, the same number for all crops of a sound.
 
         Raises:
             ValueError: as soon as more crops are broken or silent than may be, with the name of the last; and when
-                fewer than two are left.
+                those that are left are of fewer than two sounds.
         """
         self.left_out = []
         batches = []
@@ -132,6 +134,8 @@ class HeldOutCrops:
                 index = {
                     "index": torch.tensor([example["index"] for example in examples]),
                     "label": torch.tensor([each[0] if len(each) == 1 else -1 for each in labels]),
+                    # the same on every process
+                    "clip": torch.tensor([zlib.crc32(example["name"].encode()) for example in examples]),
                 }
                 batches.append(index | function(examples))
         self.left_out = gather_object(self.left_out)
@@ -176,13 +180,13 @@ def gather_rows(batches: list[Rows]) -> Rows:
 
     Args:
         batches (`list[dict[str, torch.Tensor]]`): of each of this process's batches what was measured, one row per
-            sound in every tensor; `"index"` orders them.
+            sound in every tensor; `"index"` orders them, and `"clip"` tells what they are of.
 
     Raises:
-        ValueError: when there are fewer than two sounds in all.
+        ValueError: when they are of fewer than two clips in all, which have no confidence interval.
     """
     batches = gather_object([{name: rows.cpu() for name, rows in batch.items()} for batch in batches])
-    if sum(len(batch["index"]) for batch in batches) < 2:
+    if len({clip for batch in batches for clip in batch["clip"].tolist()}) < 2:
         raise ValueError("An evaluation takes at least 2 usable sounds: name more, or another split.")
     merged = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     order = merged["index"].argsort()

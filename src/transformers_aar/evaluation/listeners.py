@@ -69,23 +69,26 @@ class Listeners:
 
     def frechet_distances(self, predictions: Rows, source: str, references: Rows, reference: str) -> dict:
         """Fréchet distance of each embedding from one source's rows to another's, by `frechet_distance/NAME`."""
-        distances = {}
+        distances, clips = {}, predictions["clip"]
         for name, embedding in self.embeddings.items():
             statistics = FrechetStatistics(embedding.info)
             statistics.update(references[f"{reference}/{name}"])
-            distances[f"frechet_distance/{name}"] = frechet_interval(predictions[f"{source}/{name}"], statistics)
+            distances[f"frechet_distance/{name}"] = frechet_interval(
+                predictions[f"{source}/{name}"], statistics, clips
+            )
         return distances
 
     def named_rightly(self, rows: Rows, source: str) -> dict[str, Estimate]:
         """
         `named_rightly/SOURCE`, the share of the sounds with just one label (`rows["label"]`, else −1) of which the
-        classifier hears it. Nothing without a classifier, and for fewer than two such sounds.
+        classifier hears it. Nothing without a classifier, and where such sounds are of fewer than two clips.
         """
         is_single = rows["label"] >= 0
-        if self.classifier is None or is_single.sum() < 2:
+        clips = rows["clip"][is_single]
+        if self.classifier is None or len(clips.unique()) < 2:
             return {}
         right = rows[f"{source}/heard"] == rows["label"]
-        return {f"named_rightly/{source}": bootstrap_interval(right[is_single].double())}
+        return {f"named_rightly/{source}": bootstrap_interval(right[is_single].double(), clips=clips)}
 
     def shares_named_rightly(self, rows: Rows, source: str) -> dict[str, float]:
         """The same for the sounds of each label that occurs, by its name."""

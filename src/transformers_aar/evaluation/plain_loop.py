@@ -57,7 +57,7 @@ def plain_generate(
         if guidance_scale:
             weight = guidance_scale * scale / (len(scales) - 1)
             logits = (1 + weight) * logits[:num_rows] - weight * logits[num_rows:]
-        codes.append(_sample(logits, top_k, top_p) if do_sample else logits.argmax(-1))
+        codes.append(draw(likely(logits, top_k, top_p)) if do_sample else logits.argmax(-1))
         f_hat = f_hat + _contribution(codec.quantizer, codes[-1], scale)
     audio = codec.decoder(codec.quantizer.project_out(f_hat.transpose(1, 2)).transpose(1, 2))
     return audio, torch.cat(codes, dim=1)
@@ -100,14 +100,18 @@ def _attention(
     return F.linear(output.transpose(1, 2).flatten(2), o_proj.weight, o_proj.bias), (key, value)
 
 
-def _sample(logits: torch.Tensor, top_k: int, top_p: float) -> torch.LongTensor:
-    """One draw `(rows, n_s)` from logits `(rows, n_s, codebook_size)` after top-k, then top-p."""
+def likely(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Logits `(rows, n_s, codebook_size)` after top-k, then top-p: −∞ for codes that aren't to be drawn."""
     lowest = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
     logits = logits.masked_fill(logits < lowest, -torch.inf)
     ordered, order = logits.sort(dim=-1)
     removed = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
     removed[..., -1] = False
-    logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+    return logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+
+
+def draw(logits: torch.Tensor) -> torch.LongTensor:
+    """One code `(rows, n_s)` for each slot of logits `(rows, n_s, codebook_size)`."""
     return torch.multinomial(logits.softmax(-1).flatten(0, 1), 1).view(logits.shape[:2])
 
 

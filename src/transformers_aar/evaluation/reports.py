@@ -91,7 +91,10 @@ def render_markdown(report: Report, command: str, environment: dict[str, Cell]) 
     """The report as Markdown; tables show four digits of each number."""
     parts = [f"# {report.title}", markdown_table(_pairs(report.settings))]
     parts += ["## Figures", markdown_table(_figure_rows(report.figures))]
-    parts += ["Intervals are 95 % bootstrap confidence intervals over the sounds.", *report.notes]
+    parts += [
+        "Intervals are 95 % bootstrap confidence intervals over the clips that the sounds are of.",
+        *report.notes,
+    ]
     for title, rows in report.tables.items():
         parts += [f"## {title}", markdown_table(rows)]
     parts += report.conclusions
