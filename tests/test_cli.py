@@ -249,6 +249,45 @@ def test_inputs_are_never_overwritten(fails, codec_dir):
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("command, suffix", [("reconstruct", "wav"), ("tokenize", "safetensors")])
+def test_existing_files_are_kept(run, fails, codec_dir, command, suffix):
+    """A refusal comes before any work, and names the file; `--overwrite` is how to replace it."""
+    write_noise("good.wav", 500)
+    write_noise("sound.wav", 500)
+    Path("out").mkdir()
+    existing = Path(f"out/sound.{suffix}")
+    existing.write_text("mine")
+    arguments = (command, "good.wav", "sound.wav", "-o", "out", "--model", codec_dir)
+    assert f"{existing} exists: name another folder with -o, or pass --overwrite." in fails(*arguments)
+    assert existing.read_text() == "mine" and list(Path("out").iterdir()) == [existing]
+    assert run(*arguments, "--overwrite")[0] == 0
+    assert existing.read_bytes() != b"mine"
+
+
+def test_detokenize_keeps_the_recording_and_pictures(run, fails, codec_dir):
+    write_noise("sound.wav", 500)
+    assert run("tokenize", "sound.wav", "-o", ".", "--model", codec_dir)[0] == 0
+    assert "sound.wav exists" in fails("detokenize", "sound.safetensors", "-o", ".", "--model", codec_dir)
+    Path("sound.png").write_text("mine")
+    arguments = ("detokenize", "sound.safetensors", "-o", ".", "--model", codec_dir, "--format", "flac")
+    assert "sound.png exists" in fails(*arguments, "--plot")
+    assert run(*arguments)[0] == 0
+    assert Path("sound.png").read_text() == "mine"
+
+
+def test_generate_numbers_on(run, generator_dir):
+    """Sounds and pictures that are there stay, in whatever format; `--overwrite` counts from 1 again."""
+    arguments = ("generate", "Dog", "-o", "out", "--model", generator_dir)
+    Path("out").mkdir()
+    Path("out/dog-2.png").write_text("mine")
+    run(*arguments, "--seed", 0)
+    first = Path("out/dog-3.wav").read_bytes()
+    run(*arguments, "--seed", 1, "--format", "flac", "--num-return-sequences", 2)
+    assert {path.name for path in Path("out").iterdir()} == {"dog-2.png", "dog-3.wav", "dog-4.flac", "dog-5.flac"}
+    run(*arguments, "--seed", 0, "--overwrite")
+    assert Path("out/dog-3.wav").read_bytes() == Path("out/dog-1.wav").read_bytes() == first
+
+
 def test_unwritable_output(fails, codec_dir):
     write_noise("sound.wav", 500)
     Path("file").touch()
@@ -543,7 +582,17 @@ def test_three_hours_within_bounded_memory(tmp_path):
                 file.write(minute)
         for command in (["reconstruct", sound], ["tokenize", sound], ["detokenize", tokens]):
             result = subprocess.run(
-                [sys.executable, "-c", MEASURE, *command, "-o", tmp_path, "--model", tmp_path / "codec"],
+                [
+                    sys.executable,
+                    "-c",
+                    MEASURE,
+                    *command,
+                    "-o",
+                    tmp_path,
+                    "--overwrite",
+                    "--model",
+                    tmp_path / "codec",
+                ],
                 capture_output=True,
                 text=True,
             )

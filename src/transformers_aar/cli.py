@@ -52,6 +52,7 @@ class ClipFormat(str, Enum):
 OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results; made when missing.")]
 Sounds = Annotated[list[Path], typer.Argument(metavar="FILE", help="WAV, FLAC, OGG or MP3 files.")]
 Plot = Annotated[bool, typer.Option("--plot", help="Also write pictures (PNG).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of these names that are there already.")]
 Format = Annotated[SoundFormat, typer.Option("--format", help="Format of the sounds that are written.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU by default where there is one.")]
 Codec = Annotated[
@@ -103,9 +104,12 @@ def generate(
     num_return_sequences: Annotated[int, typer.Option(min=1, help="Sounds per prompt.")] = 1,
     sound_format: Format = SoundFormat.wav,
     plot: Plot = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Number the sounds from 1 again, in place of those that are there.")
+    ] = False,
     device: Device = None,
 ) -> None:
-    """Make sounds from prompts."""
+    """Make sounds from prompts. They are numbered on from those in the folder."""
     from tqdm import tqdm
 
     generator, processor = _load_generator(model, device)
@@ -116,18 +120,18 @@ def generate(
     if guidance_scale is not None:
         options["guidance_scale"] = guidance_scale
     _make_folder(output_dir)
-    made = Counter()
+    numbers = Counter() if overwrite else _highest_numbers(output_dir)
     num_sounds = len(prompts) * num_return_sequences
     with tqdm(total=num_sounds, unit="sound", disable=None, leave=False) as progress:
-        for number in range(0, num_sounds, sounds_at_once):
-            index = number // num_return_sequences
+        for first in range(0, num_sounds, sounds_at_once):
+            index = first // num_return_sequences
             prompt = prompts[index]
             if seed is not None:
-                options["generator"] = _generators(seed + number, sounds_at_once)
+                options["generator"] = _generators(seed + first, sounds_at_once)
             output = generator.generate(**inputs[index], **options, return_dict_in_generate=True)
             for audio, codes, length in zip(output.audio, output.audio_codes, output.lengths):
-                made[_slug(prompt)] += 1
-                target = output_dir / f"{_slug(prompt)}-{made[_slug(prompt)]}.{sound_format.value}"
+                numbers[_slug(prompt)] += 1
+                target = output_dir / f"{_slug(prompt)}-{numbers[_slug(prompt)]}.{sound_format.value}"
                 excerpt = _save_sound(target, [audio[:, :length]], generator.codec_model)
                 if plot:
                     _plot_sounds(target, {prompt: excerpt}, generator.codec_model)
@@ -142,13 +146,14 @@ def reconstruct(
     model: Codec = BUNDLED_CHECKPOINT,
     sound_format: Format = SoundFormat.wav,
     plot: Plot = False,
+    overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
     """Send sounds through the codec: what it keeps of them."""
     from .data.audio import inspect_sound
     from .data.streaming import decode_blocks
 
-    targets = _name_targets(files, output_dir, f".{sound_format.value}")
+    targets = _name_targets(files, output_dir, [f".{sound_format.value}", *([".png"] if plot else [])], overwrite)
     sounds = [inspect_sound(path) for path in files]
     codec = _load_codec(model, device)
     _make_folder(output_dir)
@@ -164,14 +169,20 @@ def reconstruct(
 
 
 @app.command()
-def tokenize(files: Sounds, output_dir: OutputDir, model: Codec = BUNDLED_CHECKPOINT, device: Device = None) -> None:
+def tokenize(
+    files: Sounds,
+    output_dir: OutputDir,
+    model: Codec = BUNDLED_CHECKPOINT,
+    overwrite: Overwrite = False,
+    device: Device = None,
+) -> None:
     """Turn sounds into token files (safetensors)."""
     import torch
 
     from .data.audio import inspect_sound
     from .data.token_files import save_tokens
 
-    targets = _name_targets(files, output_dir, ".safetensors")
+    targets = _name_targets(files, output_dir, [".safetensors"], overwrite)
     sounds = [inspect_sound(path) for path in files]
     codec = _load_codec(model, device)
     _make_folder(output_dir)
@@ -192,13 +203,14 @@ def detokenize(
     model: Codec = BUNDLED_CHECKPOINT,
     sound_format: Format = SoundFormat.wav,
     plot: Plot = False,
+    overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
     """Turn token files back into sounds."""
     from .data.streaming import decode_blocks
     from .data.token_files import load_tokens
 
-    targets = _name_targets(files, output_dir, f".{sound_format.value}")
+    targets = _name_targets(files, output_dir, [f".{sound_format.value}", *([".png"] if plot else [])], overwrite)
     codec = _load_codec(model, device)
     tokens = [load_tokens(path, codec) for path in files]
     _make_folder(output_dir)
@@ -393,17 +405,32 @@ def _quiet_transformers() -> None:
 # --- Files in and out ------------------------------------------------------------------------------------------------
 
 
-def _name_targets(files: Sequence[Path], output_dir: Path, suffix: str) -> list[Path]:
-    """A file in `output_dir` for each input; refuses two of one name, and to write over an input."""
-    targets = [output_dir / f"{path.stem}{suffix}" for path in files]
+def _name_targets(files: Sequence[Path], output_dir: Path, suffixes: Sequence[str], overwrite: bool) -> list[Path]:
+    """
+    A file in `output_dir` for each input, with the first of the suffixes. Refuses two of one name, to write over an
+    input, and without `overwrite` over any file, be it only a picture beside it with another of the suffixes.
+    """
+    targets = [output_dir / f"{path.stem}{suffixes[0]}" for path in files]
     name, count = Counter(targets).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{count} of the files would be written to {name}: rename them, or run them one by one.")
+        raise ValueError(f"{count} of the files would be written to {name}: rename them, or use a folder for each.")
     inputs = {path.resolve() for path in files}
     for target in targets:
         if target.resolve() in inputs:
             raise ValueError(f"{target} is one of the files to read: name another folder with -o.")
+        for path in (target.with_name(target.stem + suffix) for suffix in suffixes):
+            if path.exists() and not overwrite:
+                raise ValueError(f"{path} exists: name another folder with -o, or pass --overwrite.")
     return targets
+
+
+def _highest_numbers(folder: Path) -> Counter[str]:
+    """The highest number of each name among the files `NAME-NUMBER.suffix` of a folder."""
+    highest = Counter()
+    for path in folder.iterdir():
+        if match := re.fullmatch(r"(.+)-(\d+)", path.stem):
+            highest[match[1]] = max(highest[match[1]], int(match[2]))
+    return highest
 
 
 def _make_folder(folder: Path) -> None:
