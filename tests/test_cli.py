@@ -22,6 +22,7 @@ from transformers_aar import (
     SatModel,
 )
 from transformers_aar.cli import main
+from transformers_aar.data import streaming
 from transformers_aar.hub.label_tokenizer import label_tokenizer
 
 RATE = 1000
@@ -124,7 +125,7 @@ def test_reconstruct(run, codec_dir, tmp_path):
     write_noise("short.flac", 1)
     status, stdout, stderr = run("reconstruct", "long.wav", "short.flac", "-o", "out", "--model", codec_dir, "--plot")
     assert (status, stderr) == (0, "")
-    assert stdout.startswith("out/long.wav: 40.12 s, ")
+    assert stdout.startswith("out/long.wav: 40.12 s\n")
     for name in ("long", "short"):
         assert is_picture(tmp_path / "out" / f"{name}.png")
 
@@ -134,8 +135,23 @@ def test_reconstruct(run, codec_dir, tmp_path):
     expected = model.decode(model.encode(sound).audio_codes, padding_mask=mask).audio_values
     written, rate = soundfile.read("out/long.wav", dtype="float32")
     assert rate == RATE
-    np.testing.assert_allclose(written, expected[0, 0].clamp(-1, 1), atol=2 / 32768)
+    np.testing.assert_allclose(written, expected[0, 0] / expected.abs().max().clamp(min=1), atol=2 / 32768)
     assert len(soundfile.read("out/short.wav")[0]) == 1
+
+
+def test_loud_sounds_are_scaled_and_that_is_said(run, codec_dir, monkeypatch):
+    decode_blocks = streaming.decode_blocks
+
+    def loud_blocks(*arguments):
+        for block in decode_blocks(*arguments):
+            block[:, 100:101] = 4.0
+            yield block
+
+    monkeypatch.setattr(streaming, "decode_blocks", loud_blocks)
+    write_noise("sound.wav", 500)
+    _, stdout, _ = run("reconstruct", "sound.wav", "-o", "out", "--model", codec_dir)
+    assert stdout == "out/sound.wav: 0.50 s, scaled down as a whole from a peak of 4.00\n"
+    assert np.flatnonzero(np.abs(soundfile.read("out/sound.wav")[0]) > 0.999).tolist() == [100]
 
 
 def test_reconstruct_mixes_down_and_resamples(run, codec_dir):
@@ -427,7 +443,7 @@ def test_generate(run, generator_dir):
     names = [f"{slug}-{number}" for slug in ("dog-rain", "civil-defense-siren") for number in (1, 2)]
     expected = {f"{name}{suffix}" for name in names for suffix in (".wav", ".png", "-tokens.png")}
     assert {path.name for path in Path("out").iterdir()} == expected
-    assert stdout.startswith("out/dog-rain-1.wav: 3.00 s, ")
+    assert stdout.startswith("out/dog-rain-1.wav: 3.00 s")
     for name in names:
         assert soundfile.info(f"out/{name}.wav").frames == 3 * RATE
         assert is_picture(Path(f"out/{name}.png")) and is_picture(Path(f"out/{name}-tokens.png"))

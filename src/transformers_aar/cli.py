@@ -464,7 +464,8 @@ def _save_sound(path: Path, blocks: Iterable["torch.Tensor"], codec: "SatModel")
         for block in excerpt.watch(blocks):
             writer.write(block)
     seconds = writer.num_samples / codec.config.sampling_rate
-    typer.echo(f"{path}: {seconds:.2f} s, {writer.num_clipped} samples clipped")
+    scaled = f", scaled down as a whole from a peak of {writer.peak:.2f}" if writer.peak > 1 else ""
+    typer.echo(f"{path}: {seconds:.2f} s{scaled}")
     return excerpt
 
 
