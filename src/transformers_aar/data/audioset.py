@@ -79,10 +79,17 @@ def load_audio_dataset(
     Raises:
         ValueError: for what isn't there, in one sentence.
     """
-    if dataset_name is None:
-        dataset = _load_audioset(split, data_dir)
-    else:
-        dataset = _load_dataset(split, data_dir, dataset_name, dataset_config_name)
+    try:
+        if dataset_name is None:
+            dataset = _load_audioset(split, data_dir)
+        else:
+            dataset = _load_dataset(split, data_dir, dataset_name, dataset_config_name)
+    except ValueError as error:
+        if not str(error).startswith("Unknown split"):
+            raise
+        raise ValueError(
+            f"{error} Name one with --split, or in training with --train_split and --validation_split."
+        ) from error
     if audio_column not in dataset.column_names:
         raise ValueError(f"The dataset has no column {audio_column!r}: it has {', '.join(dataset.column_names)}.")
     if audio_column != "audio":
