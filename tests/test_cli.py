@@ -468,6 +468,30 @@ def test_generate_follows_the_guidance_scale(run, fails, generator_dir):
         assert "guidance_scale" in refused
 
 
+def test_generate_follows_the_sampling_options(run, fails, generator_dir):
+    sounds = []
+    for name, options in enumerate(((), ("--temperature", 0.3), ("--top-k", 3), ("--top-p", 0.3))):
+        assert run("generate", "Dog", "-o", f"{name}", "--model", generator_dir, "--seed", 0, *options)[0] == 0
+        sounds.append(Path(f"{name}/dog-1.wav").read_bytes())
+    assert len(set(sounds)) == 4
+    for option, value in (("temperature", -1), ("top_k", -1), ("top_p", 2)):
+        words = ("--model", generator_dir, f"--{option.replace('_', '-')}", value)
+        assert option in fails("generate", "Dog", "-o", "out", *words)
+
+
+def test_models_without_conditioning_take_no_prompts(run, fails, generator_dir, codec_dir):
+    model = AarForConditionalGeneration(
+        AarConfig(codec_config=CODEC, conditioning="none", hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    model.save_pretrained("plain")
+    AarProcessor(SatFeatureExtractor(sampling_rate=RATE), label_tokenizer()).save_pretrained("plain")
+    assert "no conditioning" in fails("generate", "Dog", "-o", "out", "--model", "plain")
+    assert "give at least one" in fails("generate", "-o", "out", "--model", generator_dir)
+    assert not Path("out").exists()
+    assert run("generate", "-o", "out", "--model", "plain", "--num-return-sequences", 2)[0] == 0
+    assert {path.name for path in Path("out").iterdir()} == {"sound-1.wav", "sound-2.wav"}
+
+
 def test_long_sounds_are_made_one_by_one(run, generator_dir):
     """Names and seeds are those of sounds that are made together."""
     arguments = ("--model", generator_dir, "--windows", 33)

@@ -91,8 +91,11 @@ def _fail(message: str, status: int) -> None:
 
 @app.command()
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="A label, or text with a CLAP model.")],
     output_dir: OutputDir,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="A label, or text with a CLAP model; none without conditioning."),
+    ] = None,
     model: Generator = BUNDLED_CHECKPOINT,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="The sounds are drawn with the seeds N, N + 1, …")
@@ -100,6 +103,11 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; 0 is freest.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1 the likelier tokens are drawn more often.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this share in all.")] = None,
     windows: Annotated[int, typer.Option(min=1, help="Length of each sound in windows of the codec.")] = 1,
     num_return_sequences: Annotated[int, typer.Option(min=1, help="Sounds per prompt.")] = 1,
     sound_format: Format = SoundFormat.wav,
@@ -109,16 +117,18 @@ def generate(
     ] = False,
     device: Device = None,
 ) -> None:
-    """Make sounds from prompts. They are numbered on from those in the folder."""
+    """Make sounds from prompts. They are numbered on from those in the folder, and drawn by the model's settings where
+    none are given."""
     from tqdm import tqdm
 
     generator, processor = _load_generator(model, device)
+    prompts = _check_prompts(prompts or [], generator)
     # every prompt is checked before the first sound is made
     inputs = [processor(text=[prompt], return_tensors="pt").to(generator.device) for prompt in prompts]
     sounds_at_once = num_return_sequences if windows * num_return_sequences <= WINDOWS_AT_ONCE else 1
-    options = {"num_windows": windows, "num_return_sequences": sounds_at_once}
-    if guidance_scale is not None:
-        options["guidance_scale"] = guidance_scale
+    sampling = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options = {name: value for name, value in sampling.items() if value is not None}
+    options |= {"num_windows": windows, "num_return_sequences": sounds_at_once}
     _make_folder(output_dir)
     numbers = Counter() if overwrite else _highest_numbers(output_dir)
     num_sounds = len(prompts) * num_return_sequences
@@ -522,6 +532,17 @@ def _generators(first_seed: int, count: int) -> list["torch.Generator"]:
     import torch
 
     return [torch.Generator().manual_seed(first_seed + index) for index in range(count)]
+
+
+def _check_prompts(prompts: list[str], generator: "AarForConditionalGeneration") -> list[str]:
+    """The prompts, which a model without conditioning must not get; it has one of no meaning, for file names."""
+    if generator.config.conditioning == "none":
+        if prompts:
+            raise ValueError("This model has no conditioning, so that it takes no prompt: leave the prompts out.")
+        return ["sound"]
+    if not prompts:
+        raise ValueError("This model takes a prompt: give at least one.")
+    return prompts
 
 
 def _slug(prompt: str) -> str:
