@@ -224,6 +224,14 @@ def test_a_folder_of_labelled_folders(tmp_path):
         load_audio_dataset("eval", tmp_path, dataset_name="audiofolder")
 
 
+def test_a_folder_without_labels(tmp_path):
+    """The folders of the splits are no labels."""
+    write_sound(tmp_path / "train" / "0.wav")
+    write_sound(tmp_path / "validation" / "1.wav")
+    for split in ("train", "validation"):
+        assert load_audio_dataset(split, tmp_path, dataset_name="audiofolder").column_names == ["audio"]
+
+
 def test_a_folder_with_metadata(tmp_path):
     write_sound(tmp_path / "sounds" / "a.wav")
     (tmp_path / "metadata.csv").write_text("file_name,id\nsounds/a.wav,first\n")

@@ -144,7 +144,12 @@ def _load_dataset(
                 for name, feature in features.items()
             }
         )
-    return datasets.load_dataset(dataset_name, **options, split=split, features=features)
+    dataset = datasets.load_dataset(dataset_name, **options, split=split, features=features)
+    label = dataset.features.get("label")
+    # audiofolder takes the folders of splits for labels where there are none below them
+    if isinstance(label, ClassLabel) and set(label.names) <= set(streams):
+        return dataset.remove_columns("label")
+    return dataset
 
 
 def _with_label_list(dataset: Dataset) -> Dataset:
