@@ -23,6 +23,7 @@ from transformers_aar import (
 )
 from transformers_aar.cli import main
 from transformers_aar.data import streaming
+from transformers_aar.hub import publishing
 from transformers_aar.hub.label_tokenizer import label_tokenizer
 
 RATE = 1000
@@ -152,6 +153,15 @@ def test_loud_sounds_are_scaled_and_that_is_said(run, codec_dir, monkeypatch):
     _, stdout, _ = run("reconstruct", "sound.wav", "-o", "out", "--model", codec_dir)
     assert stdout == "out/sound.wav: 0.50 s, scaled down as a whole from a peak of 4.00\n"
     assert np.flatnonzero(np.abs(soundfile.read("out/sound.wav")[0]) > 0.999).tolist() == [100]
+
+
+@pytest.mark.filterwarnings("error:Glyph:UserWarning")
+def test_pictures_of_files_in_any_script(run, codec_dir):
+    """Whether matplotlib's font has the letters of the title or not."""
+    write_noise("鳥の声.wav", 500)
+    status, _, stderr = run("reconstruct", "鳥の声.wav", "-o", "out", "--model", codec_dir, "--plot")
+    assert (status, stderr) == (0, "")
+    assert is_picture(Path("out/鳥の声.png"))
 
 
 def test_reconstruct_mixes_down_and_resamples(run, codec_dir):
@@ -553,6 +563,14 @@ def test_convert(run, fails, fixtures_dir):
 def test_push_refuses_what_is_no_model(fails):
     Path("empty").mkdir()
     assert "config.json" in fails("push", "empty", "me/model")
+
+
+@pytest.mark.parametrize("options, private", [((), False), (("--private",), True)])
+def test_push_is_public_unless_private(run, monkeypatch, options, private):
+    calls = []
+    monkeypatch.setattr(publishing, "push", lambda *arguments: calls.append(arguments) or "address")
+    assert run("push", "model", "me/model", *options)[:2] == (0, "address\n")
+    assert calls == [(Path("model"), "me/model", private)]
 
 
 def test_generate_refuses_a_codec(fails, codec_dir):

@@ -3,8 +3,10 @@ after datasets."""
 
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -260,12 +262,13 @@ def convert(
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a codec or a generator.")],
     repository: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub, as in me/my-model.")],
+    private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
 ) -> None:
-    """Publish a model on the Hugging Face Hub."""
+    """Publish a model on the Hugging Face Hub, for all to see unless --private."""
     from .hub.publishing import push as publish
 
     _quiet_transformers()
-    typer.echo(publish(folder, repository))
+    typer.echo(publish(folder, repository, private))
 
 
 @app.command()
@@ -495,7 +498,8 @@ def _plot_sounds(target: Path, excerpts: dict[str, "Excerpt"], codec: "SatModel"
             title = f"{title} (first {PLOTTED_SECONDS} s of {excerpt.num_samples / codec.config.sampling_rate:.0f} s)"
         sounds[title] = excerpt.samples
     picture = target.with_suffix(".png")
-    plot_sounds(picture, sounds, codec.config.sampling_rate)
+    with _without_glyph_warnings():
+        plot_sounds(picture, sounds, codec.config.sampling_rate)
     typer.echo(picture)
 
 
@@ -508,8 +512,17 @@ def _plot_tokens(target: Path, prompt: str, codes: "torch.LongTensor", codec: "S
     codes = codes[: max(1, int(PLOTTED_SECONDS / stride_s))]
     picture = target.with_name(f"{target.stem}-tokens.png")
     title = f"{prompt}: {codes.numel()} tokens in {config.num_scales} scales"
-    plot_token_pyramid(picture, codes, config.scales, config.codebook_size, stride_s, title)
+    with _without_glyph_warnings():
+        plot_token_pyramid(picture, codes, config.scales, config.codebook_size, stride_s, title)
     typer.echo(picture)
+
+
+@contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+    """A title in letters that matplotlib's font lacks has boxes in their place, which is no mistake of the user's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        yield
 
 
 def _window_progress(codec: "SatModel", num_samples: int, name: str) -> "tqdm":
