@@ -2,7 +2,7 @@
 Makes a trained generator ready for the package: the transformer's weights in fp16, no training statistics, no copy of
 the code, the sampling defaults that suit it, and a card with the figures and pictures of its evaluation.
 
-    python scripts/pack_checkpoint.py --generator runs/aar_small/final --output_dir runs/packed
+    python scripts/pack_checkpoint.py --generator runs/aar/final --output_dir runs/packed
     python scripts/evaluate_sat.py --model runs/packed --output_dir reports/sat …
     python scripts/evaluate_aar.py --model runs/packed --output_dir reports/aar …
     python scripts/pack_checkpoint.py --generator … --output_dir runs/carded --reports reports/sat reports/aar
