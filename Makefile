@@ -10,8 +10,8 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 .PHONY: demo reproduce bench test test-all quality style
 
 demo: $(INSTALLED)
-	$(BIN)/transformers-aar generate "Siren" "Bell" "Rain" -o demo --plot --seed 0
-	$(BIN)/transformers-aar reconstruct demo/*.wav -o demo/reconstructed --plot
+	$(BIN)/transformers-aar generate "Siren" "Bell" "Rain" -o demo --plot --seed 0 --overwrite
+	$(BIN)/transformers-aar reconstruct demo/*.wav -o demo/reconstructed --plot --overwrite
 	@echo
 	@echo "Generated sounds (WAV) and pictures (PNG): $(CURDIR)/demo"
 	@echo "The same sounds through the codec:         $(CURDIR)/demo/reconstructed"

@@ -58,8 +58,10 @@ def main(
     rows: Annotated[
         list[str] | None, typer.Option(help=f"What to measure, all by default: {', '.join(ROWS)}.")
     ] = None,
-    sat_recipe: Annotated[Path, typer.Option(help="Recipe of the codec.")] = RECIPES / "sat_c128.yaml",
-    aar_recipe: Annotated[Path, typer.Option(help="Recipe of the generator.")] = RECIPES / "aar_d16.yaml",
+    sat_recipe: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Recipe of the codec.")] = RECIPES
+    / "sat_c128.yaml",
+    aar_recipe: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Recipe of the generator.")] = RECIPES
+    / "aar_d16.yaml",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of everything that is compared.")] = 5,
     max_seconds: Annotated[float, typer.Option(help="No further turn begins after so many seconds of a row.")] = 60.0,
 ) -> None:

@@ -16,11 +16,13 @@ from transformers_aar.evaluation.codec_evaluation import codec_report, illustrat
 from transformers_aar.evaluation.held_out import EvaluationArguments, HeldOutCrops, describe_evaluation
 from transformers_aar.evaluation.listeners import Listeners
 from transformers_aar.evaluation.reports import write_report
+from transformers_aar.extras import require_package
 from transformers_aar.hub.loading import load_codec
 from transformers_aar.training.runs import run_script
 
 
 def main(args: EvaluationArguments) -> None:
+    require_package("torchmetrics", "eval")
     logging.set_verbosity_error()
     accelerator = Accelerator(cpu=args.use_cpu)
     codec = load_codec(args.model).to(accelerator.device).requires_grad_(False)

@@ -179,7 +179,9 @@ def table(columns: dict[str, dict[str, float]]) -> str:
 
 
 def main(
-    recipes: Annotated[list[Path], typer.Argument(help="YAML files of train_sat.py or train_aar.py.")],
+    recipes: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="YAML files of train_sat.py or train_aar.py.")
+    ],
     batch_size: Annotated[int, typer.Option(min=2, help="Sounds of a measured step.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Times that steps are measured; the fastest counts.")] = 2,
     json_file: Annotated[Path | None, typer.Option(help="File for the table as JSON.")] = None,

@@ -2,7 +2,7 @@
 Makes a trained generator ready for the package: the transformer's weights in fp16, no training statistics, no copy of
 the code, the sampling defaults that suit it, and a card with the figures and pictures of its evaluation.
 
-    python scripts/pack_checkpoint.py --generator runs/aar_small/final --output_dir runs/packed
+    python scripts/pack_checkpoint.py --generator runs/aar/final --output_dir runs/packed
     python scripts/evaluate_sat.py --model runs/packed --output_dir reports/sat …
     python scripts/evaluate_aar.py --model runs/packed --output_dir reports/aar …
     python scripts/pack_checkpoint.py --generator … --output_dir runs/carded --reports reports/sat reports/aar
@@ -15,13 +15,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from transformers_aar import AarForConditionalGeneration, AarProcessor
+from transformers_aar import AarProcessor
 from transformers_aar.configuration_sat import POSITIVE_NUMBER, check_fields, number_between
 from transformers_aar.evaluation.held_out import TEXTS
+from transformers_aar.hub.loading import load_model
 from transformers_aar.hub.model_cards import write_model_card
 from transformers_aar.hub.packing import slim_down
 from transformers_aar.training.arguments import COUNT, NUMBER_FROM_ZERO, TEXT, option, optional
@@ -76,7 +76,9 @@ def main(args: PackArguments) -> None:
             raise ValueError(f"{picture} is no PNG file: name pictures that exist.")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files already: name a new or an empty folder.")
-    model = AarForConditionalGeneration.from_pretrained(args.generator, dtype=torch.float32)
+    model = load_model(args.generator).float()
+    if model.config.model_type != "aar":
+        raise ValueError(f"{args.generator} is a codec: name the folder of a generator, which has its codec inside.")
     model.model.half()  # the codec stays: what a vocoder's decoder adds up cancels out, and rounding would be heard
     sampling = {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
     model.generation_config = GenerationConfig(do_sample=True, num_windows=1, **sampling)
@@ -102,8 +104,10 @@ def add_pictures(folder: Path, pictures: list[Path]) -> None:
 def read_figures(reports: list[str]) -> dict[str, str]:
     """The figures of some evaluations that belong in a card, with their intervals."""
     found = {}
-    for report in reports:
-        found = json.loads((Path(report) / "report.json").read_text())["figures"] | found
+    for file in (Path(report) / "report.json" for report in reports):
+        if not file.is_file():
+            raise ValueError(f"{file} doesn't exist: name folders of reports by evaluate_sat.py and evaluate_aar.py.")
+        found = json.loads(file.read_text())["figures"] | found
     return {words: in_words(found[name]) for name, words in FIGURES.items() if name in found}
 
 

@@ -9,7 +9,14 @@ What the output folder holds already is reused, so that the same command goes on
 """
 
 from transformers_aar.evaluation.claims import ClaimsArguments, reproduce_claims
+from transformers_aar.extras import require_package
 from transformers_aar.training.runs import run_script
 
+
+def main(args: ClaimsArguments) -> None:
+    require_package("torchmetrics", "eval")
+    reproduce_claims(args)
+
+
 if __name__ == "__main__":
-    run_script(reproduce_claims, ClaimsArguments)
+    run_script(main, ClaimsArguments)

@@ -22,6 +22,8 @@ from transformers_aar import (
     SatModel,
 )
 from transformers_aar.cli import main
+from transformers_aar.data import streaming
+from transformers_aar.hub import publishing
 from transformers_aar.hub.label_tokenizer import label_tokenizer
 
 RATE = 1000
@@ -124,7 +126,7 @@ def test_reconstruct(run, codec_dir, tmp_path):
     write_noise("short.flac", 1)
     status, stdout, stderr = run("reconstruct", "long.wav", "short.flac", "-o", "out", "--model", codec_dir, "--plot")
     assert (status, stderr) == (0, "")
-    assert stdout.startswith("out/long.wav: 40.12 s, ")
+    assert stdout.startswith("out/long.wav: 40.12 s\n")
     for name in ("long", "short"):
         assert is_picture(tmp_path / "out" / f"{name}.png")
 
@@ -134,8 +136,32 @@ def test_reconstruct(run, codec_dir, tmp_path):
     expected = model.decode(model.encode(sound).audio_codes, padding_mask=mask).audio_values
     written, rate = soundfile.read("out/long.wav", dtype="float32")
     assert rate == RATE
-    np.testing.assert_allclose(written, expected[0, 0].clamp(-1, 1), atol=2 / 32768)
+    np.testing.assert_allclose(written, expected[0, 0] / expected.abs().max().clamp(min=1), atol=2 / 32768)
     assert len(soundfile.read("out/short.wav")[0]) == 1
+
+
+def test_loud_sounds_are_scaled_and_that_is_said(run, codec_dir, monkeypatch):
+    decode_blocks = streaming.decode_blocks
+
+    def loud_blocks(*arguments):
+        for block in decode_blocks(*arguments):
+            block[:, 100:101] = 4.0
+            yield block
+
+    monkeypatch.setattr(streaming, "decode_blocks", loud_blocks)
+    write_noise("sound.wav", 500)
+    _, stdout, _ = run("reconstruct", "sound.wav", "-o", "out", "--model", codec_dir)
+    assert stdout == "out/sound.wav: 0.50 s, scaled down as a whole from a peak of 4.00\n"
+    assert np.flatnonzero(np.abs(soundfile.read("out/sound.wav")[0]) > 0.999).tolist() == [100]
+
+
+@pytest.mark.filterwarnings("error:Glyph:UserWarning")
+def test_pictures_of_files_in_any_script(run, codec_dir):
+    """Whether matplotlib's font has the letters of the title or not."""
+    write_noise("鳥の声.wav", 500)
+    status, _, stderr = run("reconstruct", "鳥の声.wav", "-o", "out", "--model", codec_dir, "--plot")
+    assert (status, stderr) == (0, "")
+    assert is_picture(Path("out/鳥の声.png"))
 
 
 def test_reconstruct_mixes_down_and_resamples(run, codec_dir):
@@ -247,6 +273,45 @@ def test_inputs_are_never_overwritten(fails, codec_dir):
     assert "out/sound.wav" in fails("reconstruct", "sound.wav", "other/sound.flac", "-o", "out", "--model", codec_dir)
     assert Path("sound.wav").read_bytes() == before
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command, suffix", [("reconstruct", "wav"), ("tokenize", "safetensors")])
+def test_existing_files_are_kept(run, fails, codec_dir, command, suffix):
+    """A refusal comes before any work, and names the file; `--overwrite` is how to replace it."""
+    write_noise("good.wav", 500)
+    write_noise("sound.wav", 500)
+    Path("out").mkdir()
+    existing = Path(f"out/sound.{suffix}")
+    existing.write_text("mine")
+    arguments = (command, "good.wav", "sound.wav", "-o", "out", "--model", codec_dir)
+    assert f"{existing} exists: name another folder with -o, or pass --overwrite." in fails(*arguments)
+    assert existing.read_text() == "mine" and list(Path("out").iterdir()) == [existing]
+    assert run(*arguments, "--overwrite")[0] == 0
+    assert existing.read_bytes() != b"mine"
+
+
+def test_detokenize_keeps_the_recording_and_pictures(run, fails, codec_dir):
+    write_noise("sound.wav", 500)
+    assert run("tokenize", "sound.wav", "-o", ".", "--model", codec_dir)[0] == 0
+    assert "sound.wav exists" in fails("detokenize", "sound.safetensors", "-o", ".", "--model", codec_dir)
+    Path("sound.png").write_text("mine")
+    arguments = ("detokenize", "sound.safetensors", "-o", ".", "--model", codec_dir, "--format", "flac")
+    assert "sound.png exists" in fails(*arguments, "--plot")
+    assert run(*arguments)[0] == 0
+    assert Path("sound.png").read_text() == "mine"
+
+
+def test_generate_numbers_on(run, generator_dir):
+    """Sounds and pictures that are there stay, in whatever format; `--overwrite` counts from 1 again."""
+    arguments = ("generate", "Dog", "-o", "out", "--model", generator_dir)
+    Path("out").mkdir()
+    Path("out/dog-2.png").write_text("mine")
+    run(*arguments, "--seed", 0)
+    first = Path("out/dog-3.wav").read_bytes()
+    run(*arguments, "--seed", 1, "--format", "flac", "--num-return-sequences", 2)
+    assert {path.name for path in Path("out").iterdir()} == {"dog-2.png", "dog-3.wav", "dog-4.flac", "dog-5.flac"}
+    run(*arguments, "--seed", 0, "--overwrite")
+    assert Path("out/dog-3.wav").read_bytes() == Path("out/dog-1.wav").read_bytes() == first
 
 
 def test_unwritable_output(fails, codec_dir):
@@ -388,7 +453,7 @@ def test_generate(run, generator_dir):
     names = [f"{slug}-{number}" for slug in ("dog-rain", "civil-defense-siren") for number in (1, 2)]
     expected = {f"{name}{suffix}" for name in names for suffix in (".wav", ".png", "-tokens.png")}
     assert {path.name for path in Path("out").iterdir()} == expected
-    assert stdout.startswith("out/dog-rain-1.wav: 3.00 s, ")
+    assert stdout.startswith("out/dog-rain-1.wav: 3.00 s")
     for name in names:
         assert soundfile.info(f"out/{name}.wav").frames == 3 * RATE
         assert is_picture(Path(f"out/{name}.png")) and is_picture(Path(f"out/{name}-tokens.png"))
@@ -411,6 +476,30 @@ def test_generate_follows_the_guidance_scale(run, fails, generator_dir):
     for scale in ("-1", "nan", "inf"):
         refused = fails("generate", "Dog", "-o", "out", "--model", generator_dir, "--guidance-scale", scale)
         assert "guidance_scale" in refused
+
+
+def test_generate_follows_the_sampling_options(run, fails, generator_dir):
+    sounds = []
+    for name, options in enumerate(((), ("--temperature", 0.3), ("--top-k", 3), ("--top-p", 0.3))):
+        assert run("generate", "Dog", "-o", f"{name}", "--model", generator_dir, "--seed", 0, *options)[0] == 0
+        sounds.append(Path(f"{name}/dog-1.wav").read_bytes())
+    assert len(set(sounds)) == 4
+    for option, value in (("temperature", -1), ("top_k", -1), ("top_p", 2)):
+        words = ("--model", generator_dir, f"--{option.replace('_', '-')}", value)
+        assert option in fails("generate", "Dog", "-o", "out", *words)
+
+
+def test_models_without_conditioning_take_no_prompts(run, fails, generator_dir, codec_dir):
+    model = AarForConditionalGeneration(
+        AarConfig(codec_config=CODEC, conditioning="none", hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    model.save_pretrained("plain")
+    AarProcessor(SatFeatureExtractor(sampling_rate=RATE), label_tokenizer()).save_pretrained("plain")
+    assert "no conditioning" in fails("generate", "Dog", "-o", "out", "--model", "plain")
+    assert "give at least one" in fails("generate", "-o", "out", "--model", generator_dir)
+    assert not Path("out").exists()
+    assert run("generate", "-o", "out", "--model", "plain", "--num-return-sequences", 2)[0] == 0
+    assert {path.name for path in Path("out").iterdir()} == {"sound-1.wav", "sound-2.wav"}
 
 
 def test_long_sounds_are_made_one_by_one(run, generator_dir):
@@ -474,6 +563,14 @@ def test_convert(run, fails, fixtures_dir):
 def test_push_refuses_what_is_no_model(fails):
     Path("empty").mkdir()
     assert "config.json" in fails("push", "empty", "me/model")
+
+
+@pytest.mark.parametrize("options, private", [((), False), (("--private",), True)])
+def test_push_is_public_unless_private(run, monkeypatch, options, private):
+    calls = []
+    monkeypatch.setattr(publishing, "push", lambda *arguments: calls.append(arguments) or "address")
+    assert run("push", "model", "me/model", *options)[:2] == (0, "address\n")
+    assert calls == [(Path("model"), "me/model", private)]
 
 
 def test_generate_refuses_a_codec(fails, codec_dir):
@@ -543,7 +640,17 @@ def test_three_hours_within_bounded_memory(tmp_path):
                 file.write(minute)
         for command in (["reconstruct", sound], ["tokenize", sound], ["detokenize", tokens]):
             result = subprocess.run(
-                [sys.executable, "-c", MEASURE, *command, "-o", tmp_path, "--model", tmp_path / "codec"],
+                [
+                    sys.executable,
+                    "-c",
+                    MEASURE,
+                    *command,
+                    "-o",
+                    tmp_path,
+                    "--overwrite",
+                    "--model",
+                    tmp_path / "codec",
+                ],
                 capture_output=True,
                 text=True,
             )

@@ -156,3 +156,10 @@ def test_unknown_option_is_named(tmp_path):
     assert finished.returncode == 2
     assert finished.stderr.count("Error: ") == 1 and "codec_confg" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_a_missing_recipe_is_refused_before_any_is_measured(tmp_path):
+    (tmp_path / "sat.yaml").write_text("max_steps: 10\n")
+    finished = run(tmp_path / "sat.yaml", tmp_path / "nowhere.yaml")
+    assert finished.returncode == 2
+    assert "does not exist" in finished.stderr and "Traceback" not in finished.stderr

@@ -59,7 +59,7 @@ def test_what_is_packed(generator_dir, tmp_path):
     assert packed.generate(**inputs).isfinite().all()
 
 
-def test_mistakes(generator_dir, tmp_path):
+def test_mistakes(generator_dir, build_codec, tmp_path):
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "mine.txt").write_text("mine")
     finished = pack(generator_dir, tmp_path)
@@ -71,6 +71,15 @@ def test_mistakes(generator_dir, tmp_path):
     assert finished.status == 1 and "none.png is no PNG file" in finished.stderr.splitlines()[-1]
     assert not (tmp_path / "new").exists()
 
-    finished = pack(tmp_path / "nowhere", tmp_path, output_dir=tmp_path / "new")
-    assert finished.status == 1 and finished.stderr.splitlines()[-1].startswith("Error: ")
-    assert not (tmp_path / "new").exists()
+    build_codec().save_pretrained(tmp_path / "codec")
+    for options, sentence in (
+        ({"generator": tmp_path / "nowhere"}, "nowhere is no folder: name one that holds a model"),
+        ({"generator": tmp_path / "codec"}, "codec is a codec: name the folder of a generator"),
+        ({"reports": tmp_path / "nowhere"}, "report.json doesn't exist: name folders of reports"),
+    ):
+        finished = pack(generator_dir, tmp_path, **{"output_dir": tmp_path / "new"} | options)
+        assert finished.status == 1
+        assert (
+            finished.stderr.startswith("Error: ") and sentence in finished.stderr and finished.stderr.count("\n") == 1
+        )
+        assert not (tmp_path / "new").exists()

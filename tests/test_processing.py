@@ -10,7 +10,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor, ClapFeatureExtract
 from transformers_aar import AarProcessor, SatFeatureExtractor
 from transformers_aar.hub.label_tokenizer import label_tokenizer
 
-LABELS = ["Siren", "Dog", "Rain", "Church bell"]
+LABELS = ["Siren", "Dog", "Rain", "Church bell", "Bee, wasp, etc."]
 
 
 @pytest.fixture
@@ -79,18 +79,22 @@ def test_labels_are_averaged_by_the_model(label_processor, build_generator):
     torch.testing.assert_close(embeds[2], embeds[0])
 
 
-@pytest.mark.parametrize("text, nearest", [("sirene", "Siren"), ("Dogs", "Dog"), ("Dog; bell", "Church bell")])
+@pytest.mark.parametrize(
+    "text, nearest",
+    [("sirene", "Siren"), ("Dogs", "Dog"), ("Dog; bell", "Church bell"), ("a wasp in a garden", "Bee, wasp, etc.")],
+)
 def test_unknown_label_names_the_nearest(label_processor, text, nearest):
     with pytest.raises(ValueError, match="doesn't know the label") as caught:
         label_processor(text)
     wrong = text.split("; ")[-1]
     assert repr(wrong) in str(caught.value)
-    assert repr(nearest) in str(caught.value)
+    assert f"the nearest it knows are {nearest!r}; " in str(caught.value)
+    assert "transformers-aar info" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", " ; ", ["Dog", ""]])
 def test_empty_prompt_lists_the_labels(label_processor, text):
-    with pytest.raises(ValueError, match="Siren, Dog, Rain, Church bell"):
+    with pytest.raises(ValueError, match="Siren; Dog; Rain; Church bell; Bee, wasp, etc."):
         label_processor(text)
 
 

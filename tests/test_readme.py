@@ -27,7 +27,8 @@ def test_there_are_examples():
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_example(example, tmp_path):
-    soundfile.write(tmp_path / "recording.wav", synthesize("Dog", 0, 1.5), 24_000)
+    (tmp_path / "generated").mkdir()
+    soundfile.write(tmp_path / "generated" / "siren-1.wav", synthesize("Dog", 0, 1.5), 24_000)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     result = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300

@@ -3,8 +3,10 @@ after datasets."""
 
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,6 +54,7 @@ class ClipFormat(str, Enum):
 OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the results; made when missing.")]
 Sounds = Annotated[list[Path], typer.Argument(metavar="FILE", help="WAV, FLAC, OGG or MP3 files.")]
 Plot = Annotated[bool, typer.Option("--plot", help="Also write pictures (PNG).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of these names that are there already.")]
 Format = Annotated[SoundFormat, typer.Option("--format", help="Format of the sounds that are written.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU by default where there is one.")]
 Codec = Annotated[
@@ -90,8 +93,11 @@ def _fail(message: str, status: int) -> None:
 
 @app.command()
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="A label, or text with a CLAP model.")],
     output_dir: OutputDir,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="A label, or text with a CLAP model; none without conditioning."),
+    ] = None,
     model: Generator = BUNDLED_CHECKPOINT,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="The sounds are drawn with the seeds N, N + 1, …")
@@ -99,35 +105,45 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; 0 is freest.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1 the likelier tokens are drawn more often.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this share in all.")] = None,
     windows: Annotated[int, typer.Option(min=1, help="Length of each sound in windows of the codec.")] = 1,
     num_return_sequences: Annotated[int, typer.Option(min=1, help="Sounds per prompt.")] = 1,
     sound_format: Format = SoundFormat.wav,
     plot: Plot = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Number the sounds from 1 again, in place of those that are there.")
+    ] = False,
     device: Device = None,
 ) -> None:
-    """Make sounds from prompts."""
+    """Make sounds from prompts. They are numbered on from those in the folder, and drawn by the model's settings where
+    none are given."""
     from tqdm import tqdm
 
     generator, processor = _load_generator(model, device)
+    prompts = _check_prompts(prompts or [], generator)
     # every prompt is checked before the first sound is made
     inputs = [processor(text=[prompt], return_tensors="pt").to(generator.device) for prompt in prompts]
     sounds_at_once = num_return_sequences if windows * num_return_sequences <= WINDOWS_AT_ONCE else 1
-    options = {"num_windows": windows, "num_return_sequences": sounds_at_once}
-    if guidance_scale is not None:
-        options["guidance_scale"] = guidance_scale
+    sampling = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options = {name: value for name, value in sampling.items() if value is not None}
+    options |= {"num_windows": windows, "num_return_sequences": sounds_at_once}
     _make_folder(output_dir)
-    made = Counter()
+    numbers = Counter() if overwrite else _highest_numbers(output_dir)
     num_sounds = len(prompts) * num_return_sequences
     with tqdm(total=num_sounds, unit="sound", disable=None, leave=False) as progress:
-        for number in range(0, num_sounds, sounds_at_once):
-            index = number // num_return_sequences
+        for first in range(0, num_sounds, sounds_at_once):
+            index = first // num_return_sequences
             prompt = prompts[index]
             if seed is not None:
-                options["generator"] = _generators(seed + number, sounds_at_once)
+                options["generator"] = _generators(seed + first, sounds_at_once)
             output = generator.generate(**inputs[index], **options, return_dict_in_generate=True)
             for audio, codes, length in zip(output.audio, output.audio_codes, output.lengths):
-                made[_slug(prompt)] += 1
-                target = output_dir / f"{_slug(prompt)}-{made[_slug(prompt)]}.{sound_format.value}"
+                numbers[_slug(prompt)] += 1
+                target = output_dir / f"{_slug(prompt)}-{numbers[_slug(prompt)]}.{sound_format.value}"
                 excerpt = _save_sound(target, [audio[:, :length]], generator.codec_model)
                 if plot:
                     _plot_sounds(target, {prompt: excerpt}, generator.codec_model)
@@ -142,13 +158,14 @@ def reconstruct(
     model: Codec = BUNDLED_CHECKPOINT,
     sound_format: Format = SoundFormat.wav,
     plot: Plot = False,
+    overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
     """Send sounds through the codec: what it keeps of them."""
     from .data.audio import inspect_sound
     from .data.streaming import decode_blocks
 
-    targets = _name_targets(files, output_dir, f".{sound_format.value}")
+    targets = _name_targets(files, output_dir, [f".{sound_format.value}", *([".png"] if plot else [])], overwrite)
     sounds = [inspect_sound(path) for path in files]
     codec = _load_codec(model, device)
     _make_folder(output_dir)
@@ -164,14 +181,20 @@ def reconstruct(
 
 
 @app.command()
-def tokenize(files: Sounds, output_dir: OutputDir, model: Codec = BUNDLED_CHECKPOINT, device: Device = None) -> None:
+def tokenize(
+    files: Sounds,
+    output_dir: OutputDir,
+    model: Codec = BUNDLED_CHECKPOINT,
+    overwrite: Overwrite = False,
+    device: Device = None,
+) -> None:
     """Turn sounds into token files (safetensors)."""
     import torch
 
     from .data.audio import inspect_sound
     from .data.token_files import save_tokens
 
-    targets = _name_targets(files, output_dir, ".safetensors")
+    targets = _name_targets(files, output_dir, [".safetensors"], overwrite)
     sounds = [inspect_sound(path) for path in files]
     codec = _load_codec(model, device)
     _make_folder(output_dir)
@@ -192,13 +215,14 @@ def detokenize(
     model: Codec = BUNDLED_CHECKPOINT,
     sound_format: Format = SoundFormat.wav,
     plot: Plot = False,
+    overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
     """Turn token files back into sounds."""
     from .data.streaming import decode_blocks
     from .data.token_files import load_tokens
 
-    targets = _name_targets(files, output_dir, f".{sound_format.value}")
+    targets = _name_targets(files, output_dir, [f".{sound_format.value}", *([".png"] if plot else [])], overwrite)
     codec = _load_codec(model, device)
     tokens = [load_tokens(path, codec) for path in files]
     _make_folder(output_dir)
@@ -238,12 +262,13 @@ def convert(
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a codec or a generator.")],
     repository: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub, as in me/my-model.")],
+    private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
 ) -> None:
-    """Publish a model on the Hugging Face Hub."""
+    """Publish a model on the Hugging Face Hub, for all to see unless --private."""
     from .hub.publishing import push as publish
 
     _quiet_transformers()
-    typer.echo(publish(folder, repository))
+    typer.echo(publish(folder, repository, private))
 
 
 @app.command()
@@ -393,17 +418,32 @@ def _quiet_transformers() -> None:
 # --- Files in and out ------------------------------------------------------------------------------------------------
 
 
-def _name_targets(files: Sequence[Path], output_dir: Path, suffix: str) -> list[Path]:
-    """A file in `output_dir` for each input; refuses two of one name, and to write over an input."""
-    targets = [output_dir / f"{path.stem}{suffix}" for path in files]
+def _name_targets(files: Sequence[Path], output_dir: Path, suffixes: Sequence[str], overwrite: bool) -> list[Path]:
+    """
+    A file in `output_dir` for each input, with the first of the suffixes. Refuses two of one name, to write over an
+    input, and without `overwrite` over any file, be it only a picture beside it with another of the suffixes.
+    """
+    targets = [output_dir / f"{path.stem}{suffixes[0]}" for path in files]
     name, count = Counter(targets).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{count} of the files would be written to {name}: rename them, or run them one by one.")
+        raise ValueError(f"{count} of the files would be written to {name}: rename them, or use a folder for each.")
     inputs = {path.resolve() for path in files}
     for target in targets:
         if target.resolve() in inputs:
             raise ValueError(f"{target} is one of the files to read: name another folder with -o.")
+        for path in (target.with_name(target.stem + suffix) for suffix in suffixes):
+            if path.exists() and not overwrite:
+                raise ValueError(f"{path} exists: name another folder with -o, or pass --overwrite.")
     return targets
+
+
+def _highest_numbers(folder: Path) -> Counter[str]:
+    """The highest number of each name among the files `NAME-NUMBER.suffix` of a folder."""
+    highest = Counter()
+    for path in folder.iterdir():
+        if match := re.fullmatch(r"(.+)-(\d+)", path.stem):
+            highest[match[1]] = max(highest[match[1]], int(match[2]))
+    return highest
 
 
 def _make_folder(folder: Path) -> None:
@@ -437,7 +477,8 @@ def _save_sound(path: Path, blocks: Iterable["torch.Tensor"], codec: "SatModel")
         for block in excerpt.watch(blocks):
             writer.write(block)
     seconds = writer.num_samples / codec.config.sampling_rate
-    typer.echo(f"{path}: {seconds:.2f} s, {writer.num_clipped} samples clipped")
+    scaled = f", scaled down as a whole from a peak of {writer.peak:.2f}" if writer.peak > 1 else ""
+    typer.echo(f"{path}: {seconds:.2f} s{scaled}")
     return excerpt
 
 
@@ -457,7 +498,8 @@ def _plot_sounds(target: Path, excerpts: dict[str, "Excerpt"], codec: "SatModel"
             title = f"{title} (first {PLOTTED_SECONDS} s of {excerpt.num_samples / codec.config.sampling_rate:.0f} s)"
         sounds[title] = excerpt.samples
     picture = target.with_suffix(".png")
-    plot_sounds(picture, sounds, codec.config.sampling_rate)
+    with _without_glyph_warnings():
+        plot_sounds(picture, sounds, codec.config.sampling_rate)
     typer.echo(picture)
 
 
@@ -470,8 +512,17 @@ def _plot_tokens(target: Path, prompt: str, codes: "torch.LongTensor", codec: "S
     codes = codes[: max(1, int(PLOTTED_SECONDS / stride_s))]
     picture = target.with_name(f"{target.stem}-tokens.png")
     title = f"{prompt}: {codes.numel()} tokens in {config.num_scales} scales"
-    plot_token_pyramid(picture, codes, config.scales, config.codebook_size, stride_s, title)
+    with _without_glyph_warnings():
+        plot_token_pyramid(picture, codes, config.scales, config.codebook_size, stride_s, title)
     typer.echo(picture)
+
+
+@contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+    """A title in letters that matplotlib's font lacks has boxes in their place, which is no mistake of the user's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        yield
 
 
 def _window_progress(codec: "SatModel", num_samples: int, name: str) -> "tqdm":
@@ -494,6 +545,17 @@ def _generators(first_seed: int, count: int) -> list["torch.Generator"]:
     import torch
 
     return [torch.Generator().manual_seed(first_seed + index) for index in range(count)]
+
+
+def _check_prompts(prompts: list[str], generator: "AarForConditionalGeneration") -> list[str]:
+    """The prompts, which a model without conditioning must not get; it has one of no meaning, for file names."""
+    if generator.config.conditioning == "none":
+        if prompts:
+            raise ValueError("This model has no conditioning, so that it takes no prompt: leave the prompts out.")
+        return ["sound"]
+    if not prompts:
+        raise ValueError("This model takes a prompt: give at least one.")
+    return prompts
 
 
 def _slug(prompt: str) -> str:

@@ -1,6 +1,7 @@
 """Processor of AAR: text, label names or a reference sound in, waveforms out."""
 
 import difflib
+import re
 
 import numpy as np
 from transformers import BatchFeature, ClapFeatureExtractor
@@ -103,15 +104,24 @@ class AarProcessor(ProcessorMixin):
         spelling = {label.lower(): label for label in self.labels}
         names = [name.strip() for name in text.split(";") if name.strip()]
         if not names:
-            raise ValueError(f"A prompt names no label; give one of: {', '.join(self.labels)}.")
+            raise ValueError(f"A prompt names no label; give one or several of: {'; '.join(self.labels)}.")
         for name in names:
             if name.lower() not in spelling:
-                nearest = difflib.get_close_matches(name.lower(), list(spelling), n=3, cutoff=0.0)
                 raise ValueError(
                     f"This model doesn't know the label {name!r}; the nearest it knows are "
-                    f"{', '.join(repr(spelling[match]) for match in nearest)}."
+                    f"{'; '.join(map(repr, self._nearest_labels(name)))}. It takes labels only, several of them with "
+                    "semicolons in between; transformers-aar info MODEL lists them."
                 )
         return [spelling[name.lower()] for name in names]
+
+    def _nearest_labels(self, name: str) -> list[str]:
+        """The three labels one of whose words is most like one of a name's, and among equals those most like it."""
+
+        def likeness(label: str) -> tuple[float, float]:
+            pairs = [(a, b) for a in re.findall(r"\w+", name.lower()) for b in re.findall(r"\w+", label.lower())]
+            return max((_ratio(*pair) for pair in pairs), default=0.0), _ratio(name.lower(), label.lower())
+
+        return sorted(self.labels, key=likeness, reverse=True)[:3]
 
     def _process_reference(self, audio, sampling_rate: int | None, return_tensors: str | None) -> BatchFeature:
         extractor = self.conditioner_feature_extractor
@@ -124,6 +134,10 @@ class AarProcessor(ProcessorMixin):
             )
         sounds = [sound[0] for sound in check_sounds(audio, channels=1)]
         return extractor(sounds, sampling_rate=sampling_rate, return_tensors=return_tensors)
+
+
+def _ratio(first: str, second: str) -> float:
+    return difflib.SequenceMatcher(None, first, second).ratio()
 
 
 AarProcessor.register_for_auto_class()

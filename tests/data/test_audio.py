@@ -136,15 +136,24 @@ def test_bad_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_writing_clips_and_counts(tmp_path, suffix):
-    path = tmp_path / f"out.{suffix}"
-    with write_sound(path, 24_000) as writer:
-        writer.write(torch.tensor([[0.25, 1.5]]))
-        assert not path.exists()
-        writer.write(torch.tensor([[-3.0, -1.0, 0.0]]))
-    assert (writer.num_clipped, writer.num_samples) == (2, 5)
-    assert soundfile.info(path).subtype == "PCM_16"
-    torch.testing.assert_close(read_all(path), torch.tensor([[0.25, 1, -1, -1, 0]]), atol=1e-4, rtol=0)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_sound_with_too_high_a_peak_is_scaled_as_a_whole(tmp_path, suffix, channels):
+    """Also what was written before the peak came. The quiet ones stay as they are."""
+    loud, quiet = tmp_path / f"loud.{suffix}", tmp_path / f"quiet.{suffix}"
+    samples = noise(11 * 24_000, channels)
+    samples[-1, -1] = -4.0
+    with write_sound(loud, 24_000, channels) as writer:
+        writer.write(samples[:, :100])
+        assert not loud.exists()
+        writer.write(samples[:, 100:100])
+        writer.write(samples[:, 100:])
+    assert (writer.peak, writer.num_samples) == (4.0, 11 * 24_000)
+    assert soundfile.info(loud).subtype == "PCM_16"
+    torch.testing.assert_close(read_all(loud, channels=channels), samples / 4, atol=1e-4, rtol=0)
+
+    with write_sound(quiet, 24_000, channels) as writer:
+        writer.write(samples[:, :100])
+    torch.testing.assert_close(read_all(quiet, channels=channels), samples[:, :100], atol=1e-4, rtol=0)
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

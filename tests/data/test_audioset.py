@@ -218,6 +218,18 @@ def test_a_folder_of_labelled_folders(tmp_path):
     assert [row["labels"] for row in dataset] == [[0], [1], [1]]
     assert [soundfile.info(row["audio"]["path"]).frames for row in dataset] == [800] * 3
     assert len(load_audio_dataset("train[:2]", tmp_path, dataset_name="audiofolder")) == 2
+    with pytest.raises(
+        ValueError, match=r"Unknown split \"eval\".*'train'.*--split.*--train_split and --validation_sp"
+    ):
+        load_audio_dataset("eval", tmp_path, dataset_name="audiofolder")
+
+
+def test_a_folder_without_labels(tmp_path):
+    """The folders of the splits are no labels."""
+    write_sound(tmp_path / "train" / "0.wav")
+    write_sound(tmp_path / "validation" / "1.wav")
+    for split in ("train", "validation"):
+        assert load_audio_dataset(split, tmp_path, dataset_name="audiofolder").column_names == ["audio"]
 
 
 def test_a_folder_with_metadata(tmp_path):

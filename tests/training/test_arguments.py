@@ -71,13 +71,35 @@ def test_file_and_command_line_are_read_alike(recipe):
 
 
 def test_command_line_has_the_last_word(recipe):
-    """Over lists and dictionaries, too, which it replaces as a whole."""
-    path = recipe("output_dir: a\nseed: 1\nadam_betas: [0.1, 0.2]\ncodec_config: {num_filters: 8}\n")
-    words = ["--seed=2", "--adam-betas", "0.3", "0.4", "--codec_config", '{"codebook_size": 16}']
+    """It replaces lists as a whole."""
+    path = recipe("output_dir: a\nseed: 1\nadam_betas: [0.1, 0.2]\n")
+    words = ["--seed=2", "--adam-betas", "0.3", "0.4"]
     _, loop, sat = parse_arguments([path, *words], *SAT_TYPES)
     assert (loop.output_dir, loop.seed) == ("a", 2)
     assert sat.adam_betas == [0.3, 0.4]
-    assert sat.codec_config == {"codebook_size": 16}
+
+
+def test_mappings_are_overridden_field_by_field(recipe):
+    """What the command line doesn't name stays the recipe's, but for a choice of parts, which it replaces."""
+    path = recipe(
+        "output_dir: a\ncodec_config: {num_filters: 8, codebook_size: 32}\nloss_weights: {wave: 0.0}\n"
+        "discriminators: {stft: {num_filters: 2}}\n"
+    )
+    words = ["--codec_config", '{"codebook_size": 16}', '--loss_weights={"mel": 2.0}', "--discriminators", "{}"]
+    *_, sat = parse_arguments([path, *words], *SAT_TYPES)
+    assert sat.codec_config == {"num_filters": 8, "codebook_size": 16}
+    assert (sat.loss_weights["wave"], sat.loss_weights["mel"]) == (0.0, 2.0)
+    assert sat.discriminators == {}
+
+    path = recipe("output_dir: a\ncodec: b\nmodel_config: {conditioning: label, num_hidden_layers: 4}\n")
+    *_, aar = parse_arguments([path, '--model-config={"conditioning": "none"}'], *AAR_TYPES)
+    assert aar.model_config == {"conditioning": "none", "num_hidden_layers": 4}
+
+
+def test_a_mapping_that_is_none_is_refused_beside_a_recipe(recipe, refused):
+    path = recipe("output_dir: a\ncodec_config: {num_filters: 8}\n")
+    for text in ("{num", "[]", "8"):
+        assert "`codec_config` must be a dictionary" in refused(path, "--codec_config", text)
 
 
 @pytest.mark.parametrize(

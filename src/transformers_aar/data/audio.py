@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
+import numpy as np
 import soundfile
 import torch
 import torchaudio
@@ -147,12 +150,12 @@ class SoundWriter:
     Takes the samples of a file that `write_sound` has opened.
 
     Attributes:
-        num_clipped (`int`): samples outside ±1 so far, which were clipped.
+        peak (`float`): largest magnitude so far.
         num_samples (`int`): samples per channel so far.
     """
 
-    def __init__(self, file: soundfile.SoundFile):
-        self.num_clipped = 0
+    def __init__(self, file: BinaryIO):
+        self.peak = 0.0
         self.num_samples = 0
         self._file = file
 
@@ -166,16 +169,17 @@ class SoundWriter:
         samples = samples.detach().float().cpu()
         if not samples.isfinite().all():
             raise ValueError("The model made NaN or infinite samples, so nothing was written.")
-        self.num_clipped += int((samples.abs() > 1).sum())
+        if samples.numel() > 0:
+            self.peak = max(self.peak, float(samples.abs().max()))
         self.num_samples += samples.shape[-1]
-        self._file.write(samples.clamp(-1, 1).T.numpy())
+        self._file.write(samples.T.numpy().tobytes())
 
 
 @contextmanager
 def write_sound(path: str | Path, sampling_rate: int, channels: int = 1) -> Iterator[SoundWriter]:
     """
     Opens a 16-bit WAV or FLAC file, by the suffix of `path`, to write block by block. The file appears when the `with`
-    block ends without an error.
+    block ends without an error. A sound with samples outside ±1 is scaled down as a whole, so that its peak is 1.
 
     Raises:
         OSError: when the file can't be written.
@@ -183,11 +187,18 @@ def write_sound(path: str | Path, sampling_rate: int, channels: int = 1) -> Iter
     with staged_file(path) as staged:
         # unlike libsndfile's, Python's errors say what is wrong with a folder
         staged.touch()
-        try:
-            with soundfile.SoundFile(staged, "w", sampling_rate, channels, "PCM_16") as file:
-                yield SoundWriter(file)
-        except soundfile.LibsndfileError as error:
-            raise OSError("the disk is full, or the sound too long for this format") from error
+        # the peak is known at the end only, and a sound may be longer than memory
+        with TemporaryFile(dir=staged.parent) as buffer:
+            writer = SoundWriter(buffer)
+            yield writer
+            buffer.seek(0)
+            try:
+                with soundfile.SoundFile(staged, "w", sampling_rate, channels, "PCM_16") as file:
+                    while block := buffer.read(BLOCK_SECONDS * sampling_rate * channels * 4):
+                        samples = np.frombuffer(block, np.float32).reshape(-1, channels)
+                        file.write(samples / max(1.0, writer.peak))
+            except soundfile.LibsndfileError as error:
+                raise OSError("the disk is full, or the sound too long for this format") from error
 
 
 class ForwardSoundFile(soundfile.SoundFile):

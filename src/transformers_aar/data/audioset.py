@@ -79,10 +79,17 @@ def load_audio_dataset(
     Raises:
         ValueError: for what isn't there, in one sentence.
     """
-    if dataset_name is None:
-        dataset = _load_audioset(split, data_dir)
-    else:
-        dataset = _load_dataset(split, data_dir, dataset_name, dataset_config_name)
+    try:
+        if dataset_name is None:
+            dataset = _load_audioset(split, data_dir)
+        else:
+            dataset = _load_dataset(split, data_dir, dataset_name, dataset_config_name)
+    except ValueError as error:
+        if not str(error).startswith("Unknown split"):
+            raise
+        raise ValueError(
+            f"{error} Name one with --split, or in training with --train_split and --validation_split."
+        ) from error
     if audio_column not in dataset.column_names:
         raise ValueError(f"The dataset has no column {audio_column!r}: it has {', '.join(dataset.column_names)}.")
     if audio_column != "audio":
@@ -137,7 +144,12 @@ def _load_dataset(
                 for name, feature in features.items()
             }
         )
-    return datasets.load_dataset(dataset_name, **options, split=split, features=features)
+    dataset = datasets.load_dataset(dataset_name, **options, split=split, features=features)
+    label = dataset.features.get("label")
+    # audiofolder takes the folders of splits for labels where there are none below them
+    if isinstance(label, ClassLabel) and set(label.names) <= set(streams):
+        return dataset.remove_columns("label")
+    return dataset
 
 
 def _with_label_list(dataset: Dataset) -> Dataset:

@@ -105,7 +105,8 @@ def find_splits(data_dir: str | Path) -> list[str]:
         raise ValueError(
             f"{data_dir} isn't a folder in AudioSet's layout: none of "
             f"{', '.join(files.segments for files in SPLITS.values())} is there, the first of which lists the sounds "
-            f"{SPLITS['unbalanced_train'].sounds}/Y<id>.mp3, the last {files.sounds}/Y<id>.mp3."
+            f"{SPLITS['unbalanced_train'].sounds}/Y<id>.mp3, the last {files.sounds}/Y<id>.mp3. To train on any other "
+            "folder of sounds pass --dataset_name audiofolder."
         )
     return splits
 

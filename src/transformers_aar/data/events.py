@@ -21,7 +21,10 @@ def single_events(dataset: Dataset, duration_s: float) -> Dataset:
         ValueError: for a dataset that doesn't tell when its events happen, or has none of that length.
     """
     if "events" not in dataset.column_names:
-        raise ValueError("The dataset doesn't tell when its events happen: take one with strong labels.")
+        raise ValueError(
+            "The dataset doesn't tell when its events happen: take one with strong labels, or train and evaluate with "
+            "--single_events False."
+        )
     parts = [
         (index, *part)
         for index, events in enumerate(dataset.select_columns("events")["events"])

@@ -1,5 +1,6 @@
 """Options of the training scripts as dataclasses, read from a YAML file and the command line by the same rules."""
 
+import argparse
 import inspect
 import itertools
 import json
@@ -51,11 +52,28 @@ def optional(rule: Rule) -> Rule:
     return lambda value: value is None or is_possible(value), f"{expected}, or nothing"
 
 
-def option(help: str, default: Any = MISSING) -> Any:
-    """A dataclass field with its help; without a default it must be given."""
+class MergeMapping(argparse.Action):
+    """Stores JSON; what the command line says of some of a mapping's fields leaves the recipe's others as they are."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        # a default is no text, and is replaced
+        if isinstance(before, str):
+            mappings = [_decode_mapping(text) for text in (before, values)]
+            values = values if None in mappings else json.dumps(mappings[0] | mappings[1])
+        setattr(namespace, self.dest, values)
+
+
+def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
+    """A dataclass field with its help, and what else argparse is to know; without a default it must be given."""
     if isinstance(default, (dict, list)):
-        return field(default_factory=partial(deepcopy, default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=partial(deepcopy, default), metadata={"help": help, **metadata})
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def fields_option(help: str) -> Any:
+    """A dataclass field for a mapping in JSON whose fields can be overridden one by one."""
+    return option(f"JSON: {help}. Overrides a recipe's field by field.", {}, action=MergeMapping)
 
 
 DATASET_RULES = {
@@ -173,9 +191,9 @@ class SatArguments:
 
     model_name_or_path: str | None = option("Codec to go on from, with its folder's discriminator if any.", None)
     # HfArgumentParser takes a dictionary as a text only where None is possible, too
-    codec_config: dict | str | None = option("JSON: fields of SatConfig that differ from its defaults.", {})
-    loss_weights: dict | str | None = option(
-        f"JSON: weights of the losses that differ from {json.dumps(SAT_LOSS_WEIGHTS)}.", {}
+    codec_config: dict | str | None = fields_option("fields of SatConfig that differ from its defaults")
+    loss_weights: dict | str | None = fields_option(
+        f"weights of the losses that differ from {json.dumps(SAT_LOSS_WEIGHTS)}"
     )
     adam_betas: list[float] = option("Adam's decay rates.", [0.5, 0.9])
     discriminators: dict | str | None = option(
@@ -246,7 +264,7 @@ class AarArguments:
 
     codec: str = option("Folder or repository of the trained codec.")
     model_name_or_path: str | None = option("Generator to go on from.", None)
-    model_config: dict | str | None = option("JSON: fields of AarConfig that differ from its defaults.", {})
+    model_config: dict | str | None = fields_option("fields of AarConfig that differ from its defaults")
     token_cache: str | None = option("Tokens of the training split; without them training reads audio.", None)
     validation_token_cache: str | None = option("Tokens of the validation split.", None)
     conditioner: str | None = option("Folder or repository of the CLAP model that sounds are conditioned by.", None)
@@ -291,13 +309,18 @@ def decode_mappings(arguments: Any, *names: str) -> None:
     """Replaces JSON in these fields by the dictionary that it is, and nothing by an empty one."""
     for name in names:
         value = getattr(arguments, name)
-        try:
-            decoded = json.loads(value) if isinstance(value, str) else value or {}
-        except json.JSONDecodeError:
-            decoded = None
+        decoded = _decode_mapping(value) if isinstance(value, str) else value or {}
         if not isinstance(decoded, dict):
             raise ValueError(f"`{name}` must be a dictionary, in JSON such as '{{\"name\": 1}}', got {value!r}.")
         setattr(arguments, name, decoded)
+
+
+def _decode_mapping(text: str) -> dict | None:
+    try:
+        decoded = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return decoded if isinstance(decoded, dict) else None
 
 
 def _refuse_unknown(names: Iterable, known: Iterable[str], kind: str) -> None:
@@ -354,7 +377,8 @@ for _tag, _pattern in {
 def parse_arguments(argv: Sequence[str], *types: type) -> tuple:
     """
     Reads `[FILE.yaml] [--field value …]`. What the file says is put before the command line's own words, so that both
-    are read by the same rules and the command line has the last word. In the file `null` leaves a field out.
+    are read by the same rules and the command line has the last word, in mappings field by field. In the file `null`
+    leaves a field out.
 
     A mistake ends the process with exit status 2 and one sentence on stderr that names the field: unknown ones (and
     the nearest that there is), missing ones, wrong types, impossible values, and a file that can't be read.
