@@ -158,6 +158,16 @@ def test_from_a_folder_of_any_sounds(tmp_path, small_sat, small_aar):
 
 
 @pytest.mark.slow
+def test_without_conditioning(tmp_path, small_aar):
+    """Sounds without labels: validation makes some all the same, of nothing but random numbers."""
+    options = small_aar | {"model_config": json.dumps(MODEL | {"conditioning": "none"}), "report_to": "none"}
+    finished = Forked("train_aar.py", options | {"output_dir": tmp_path / "run"}, tmp_path).wait()
+    assert_trained(finished, tmp_path / "run")
+    sounds = sorted(path.name for path in (tmp_path / "run" / "sounds" / "step-000003").glob("*.wav"))
+    assert sounds[:2] == ["sound_1.wav", "sound_2.wav"] and len(sounds) > 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 def test_conditioned_by_clap(tmp_path, small_aar, clap_config, build_clap_processor, cached):
     """Which hears each crop at its own rate, or has heard it when the tokens were made."""

@@ -293,11 +293,14 @@ class AarStage:
         return dict(zip(titles, waveforms.float().cpu()))
 
     def _prompts(self) -> tuple[list[str], dict[str, torch.Tensor]]:
-        """Titles and the conditioning that goes with them: the prompts, or that of validation sounds."""
+        """Titles, and the conditioning that goes with them: the prompts, or that of validation sounds."""
         config = self.generator.config
         prompts = self.args.prompts or (config.labels or [])[:NUM_PROMPTS]
         if prompts and (config.conditioning == "label" or self.generator.conditioner is not None):
             return list(prompts), dict(self.processor(list(prompts), return_tensors="pt"))
+        if config.conditioning == "none":  # whose prompts say how many only
+            titles = [f"sound {number + 1}" for number in range(NUM_PROMPTS)]
+            return titles, {"input_ids": torch.zeros(NUM_PROMPTS, 1, dtype=torch.long)}
         batch = self.validation_set.read(self.validation_set.keys[:NUM_PROMPTS])
         names = ("conditioning_embeds", "input_features", "is_longer")
         inputs = {name: batch["inputs"][name] for name in names if name in batch["inputs"]}
