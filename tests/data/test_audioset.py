@@ -181,7 +181,7 @@ def test_nodes_share_the_rows(many, load, world_size):
 def test_what_is_not_there_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match="Name a folder"):
         load_audio_dataset("eval")
-    with pytest.raises(ValueError, match="isn't a folder in AudioSet's layout"):
+    with pytest.raises(ValueError, match="isn't a folder in AudioSet's layout.*--dataset_name audiofolder"):
         load_audio_dataset("eval", tmp_path)
     with pytest.raises(ValueError, match="balanced_train"):
         load_audio_dataset("balanced_train", folder)

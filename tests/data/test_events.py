@@ -75,7 +75,7 @@ def test_single_events_of_a_dataset(dataset):
 
 
 def test_datasets_without_such_events_are_refused(dataset):
-    with pytest.raises(ValueError, match="doesn't tell when its events happen"):
+    with pytest.raises(ValueError, match="doesn't tell when its events happen.*--single_events False"):
         single_events(dataset.remove_columns("events"), 0.5)
     with pytest.raises(ValueError, match="No event of the dataset is heard alone for 3.0 s"):
         single_events(dataset, 3.0)
