@@ -568,7 +568,8 @@ class TrainingLog:
             if tracker.name == "tensorboard":
                 tracker.writer.add_image("sounds", picture, step, dataformats="HWC")
                 for title, sound in sounds.items():
-                    tracker.writer.add_audio(title, sound.detach().float().cpu(), step, rate)
+                    # scaled down as in the file: TensorBoard would clip it
+                    tracker.writer.add_audio(title, sound.cpu() / max(1.0, float(sound.abs().max())), step, rate)
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({"sounds": [picture]}, step=step)
 
