@@ -178,9 +178,16 @@ class AarFinalNorm(nn.LayerNorm):
         """Scale and shift as `(batch_size, 2, hidden_size)`, from the activated conditioning `(batch_size, …)`."""
         return None if self.modulation is None else self.modulation(activated).unflatten(-1, (2, -1))
 
-    def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor | None) -> torch.Tensor:
-        """`hidden_states` `(batch_size, num_slots, hidden_size)`, and what `modulate` returns."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        activated: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`hidden_states` `(batch_size, num_slots, hidden_size)`; `activated`, or what `modulate` makes of it."""
         hidden_states = super().forward(hidden_states)
+        if modulation is None:  # computed in here, where FSDP has gathered the weights
+            modulation = self.modulate(activated)
         if modulation is None:
             return hidden_states
         scale, shift = modulation.unsqueeze(2).unbind(1)

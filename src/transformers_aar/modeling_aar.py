@@ -221,7 +221,7 @@ class AarModel(AarPreTrainedModel):
             if output_attentions:
                 all_attentions.append(weights)
         output = AarModelOutput(
-            last_hidden_state=self.norm(hidden_states, self.norm.modulate(activated)),
+            last_hidden_state=self.norm(hidden_states, activated),
             hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
@@ -279,7 +279,7 @@ class AarModel(AarPreTrainedModel):
         for layer, modulation in zip(self.layers, prepared.modulations, strict=True):
             # by its place: gradient checkpointing takes a cache away that is given by name
             hidden_states, _ = layer(hidden_states, None, modulation, None, past_key_values)
-        return self.norm(hidden_states, prepared.norm_modulation)
+        return self.norm(hidden_states, modulation=prepared.norm_modulation)
 
 
 class WideMixin(AtLeastFp32):
