@@ -9,8 +9,10 @@ Options may also stand in a YAML file, named first. A run that was stopped is fi
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from datasets import Dataset
 from transformers.utils import logging
 
@@ -22,7 +24,6 @@ from transformers_aar.evaluation.codebook_usage import CodebookUsage
 from transformers_aar.hub.conversion import load_conditioner
 from transformers_aar.hub.loading import load_codec
 from transformers_aar.training.arguments import COUNT, TEXT, DatasetArguments, option, optional
-from transformers_aar.training.loop import PATIENCE
 from transformers_aar.training.runs import run_script
 
 RULES = {
@@ -56,7 +57,9 @@ class TokenizeArguments(DatasetArguments):
 
 def main(args: TokenizeArguments) -> None:
     logging.set_verbosity_error()
-    accelerator = Accelerator(cpu=args.use_cpu, kwargs_handlers=[PATIENCE])
+    # a process that is done waits for the others, who may still have hours to go
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    accelerator = Accelerator(cpu=args.use_cpu, kwargs_handlers=[patience])
     codec = load_codec(args.codec).requires_grad_(False)
     codec.windows_per_batch = args.batch_size
     conditioner, processor = (None, None) if args.conditioner is None else load_conditioner(args.conditioner)

@@ -226,6 +226,19 @@ def test_inference_mode_and_outside(model):
     assert recorded(model)[0].num_replays == 3
 
 
+def test_autocast(model):
+    """Its copies of weights are made in the graph, since they are gone when the next call comes."""
+    model.model.requires_grad_(True)
+    for seed in (1, 2):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = draw(model, random_embeds(2), seeds=seed)
+            assert_equal(draw(model, random_embeds(2), seeds=seed, compile_config=CONFIG), expected)
+    operations = [str(step[0]) for step in recorded(model)[0].steps]
+    weight = model.model.layers[0].modulation.weight
+    copied = [step for step in recorded(model)[0].steps if "_to_copy" in str(step[0]) and step[1][0] is weight]
+    assert "aten._to_copy.default" in operations and len(copied) > 0
+
+
 def one_generator_twice(model) -> dict:
     generator = torch.Generator().manual_seed(0)
     return {"generator": [generator, generator]}

@@ -99,9 +99,10 @@ class CompiledScales:
         What `function` returns of inputs and generators: where CUDA graphs are wanted and the model is one for them,
         through [`RecordedCalls`], whose arguments these are. Where recording fails it goes on without, and warns.
         """
-        if self.recorded is not None and self.recorded.can_record(model, generators):
+        recorded = self.recorded  # which another thread may take away
+        if recorded is not None and recorded.can_record(model, generators):
             try:
-                return self.recorded(model, (key, _autocast_dtype(model.device.type)), function, inputs, generators)
+                return recorded(model, (key, _autocast_dtype(model.device.type)), function, inputs, generators)
             except torch.OutOfMemoryError:
                 raise
             # what is no fault of the recording's fails again below

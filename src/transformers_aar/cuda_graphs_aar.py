@@ -29,7 +29,8 @@ class RecordedCalls:
     """
     Functions of a model without the host's part: as of the second call for a key and shapes of inputs, a function
     isn't called, but the kernels are launched that its first call launched. Whatever else decides what it computes
-    belongs in the key. A call waits for one of another thread. None of this has been run on a GPU yet.
+    belongs in the key. A call waits for one of another thread, which must use the same stream. None of this has been
+    run on a GPU yet.
     """
 
     def __init__(self):
@@ -50,7 +51,7 @@ class RecordedCalls:
         generators = _as_list(generators)
         # one that is given twice goes on from its own first draws
         are_distinct = len(set(generators)) == len(generators)
-        are_there = all(generator.device == model.device for generator in generators)
+        are_there = all(generator is not None and generator.device == model.device for generator in generators)
         return self._model_state is not None and are_distinct and are_there
 
     def __call__(
@@ -90,10 +91,16 @@ class RecordedCalls:
         with torch.inference_mode(False):
             inputs = {name: value.to(device, copy=True) for name, value in inputs.items()}
         generators = [torch.Generator(device) for _ in range(num_generators)]
-        function(inputs, generators)  # compiles, and makes what is kept from call to call
         # calls don't overlap, and what they return is copied, so that one pool of memory serves them all
         pool = next(iter(self._calls.values())).graph.pool() if self._calls else None
-        graph, outputs = record_graph(lambda: function(inputs, generators), device, generators, pool)
+        # autocast's copies of weights are freed with its context, and a graph would go on reading them
+        caches = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            function(inputs, generators)  # compiles, and makes what is kept from call to call
+            graph, outputs = record_graph(lambda: function(inputs, generators), device, generators, pool)
+        finally:
+            torch.set_autocast_cache_enabled(caches)
         return _RecordedCall(graph, inputs, generators, outputs)
 
 
@@ -104,8 +111,8 @@ def record_graph(
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
-    # without a stream it would be one of whichever GPU was recorded on first
-    with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream(device)):
+    # without a stream it would be one of whichever GPU was recorded on first; and other threads may go on meanwhile
+    with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
         outputs = function()
     return graph, outputs
 

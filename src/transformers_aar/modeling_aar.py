@@ -109,6 +109,7 @@ class AarPreTrainedModel(SharingMixin, PreTrainedModel):
 
         embeddings = next(module for module in self.modules() if isinstance(module, AarEmbeddings))
         self._require_grads_hook = embeddings.register_forward_hook(require_grads)
+        self._require_grads_hooks = [self._require_grads_hook]  # what the library takes away again
 
     @torch.no_grad()
     def _init_weights(self, module):

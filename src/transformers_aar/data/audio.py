@@ -180,6 +180,7 @@ def write_sound(path: str | Path, sampling_rate: int, channels: int = 1) -> Iter
     """
     Opens a 16-bit WAV or FLAC file, by the suffix of `path`, to write block by block. The file appears when the `with`
     block ends without an error. A sound with samples outside ±1 is scaled down as a whole, so that its peak is 1.
+    Until that is known its samples are in a temporary file beside `path`, 4 bytes each.
 
     Raises:
         OSError: when the file can't be written.

@@ -14,8 +14,8 @@ def single_events(dataset: Dataset, duration_s: float) -> Dataset:
         duration_s (`float`): shorter parts are left out.
 
     Returns:
-        `datasets.Dataset` with a row for each part: `audio` and `id` of the sound, `labels` with the one event's, and
-        `start_s` and `end_s`, between which it is.
+        `datasets.Dataset` with a row for each part: `audio` and `id` of the sound, the number of its row as `clip`,
+        `labels` with the one event's, and `start_s` and `end_s`, between which it is.
 
     Raises:
         ValueError: for a dataset that doesn't tell when its events happen, or has none of that length.
@@ -35,6 +35,7 @@ def single_events(dataset: Dataset, duration_s: float) -> Dataset:
         raise ValueError(f"No event of the dataset is heard alone for {duration_s} s: take shorter crops.")
     indices, starts, ends, labels = zip(*parts)
     rows = dataset.select(indices).remove_columns(["labels", "events"])
+    rows = rows.add_column("clip", list(indices))
     rows = rows.add_column("labels", [[label] for label in labels], feature=List(dataset.features["labels"].feature))
     return rows.add_column("start_s", list(starts)).add_column("end_s", list(ends))
 

@@ -298,16 +298,18 @@ def guess_table(scales: Sequence[int], held_out: Rows) -> list[dict]:
 
 def guess_estimates(
     guesses: torch.Tensor, neighbours_guesses: torch.Tensor, clips: torch.LongTensor
-) -> tuple[Estimate, Estimate, Estimate]:
-    """Loss, accuracy and loss with a neighbour's conditioning from sums `(num_sounds, 3)` of [`scale_sums`]."""
+) -> list[Estimate]:
+    """
+    Loss, accuracy and loss with a neighbour's conditioning from sums `(num_sounds, 3)` of [`scale_sums`]; without the
+    last where hardly any sound had a neighbour.
+    """
     losses, right, count = guesses.unbind(-1)
+    estimates = [bootstrap_interval(losses / count, clips=clips), bootstrap_interval(right / count, clips=clips)]
     with_neighbour = neighbours_guesses[:, 0].isfinite()
-    neighbours_losses = (neighbours_guesses[:, 0] / count)[with_neighbour]
-    return (
-        bootstrap_interval(losses / count, clips=clips),
-        bootstrap_interval(right / count, clips=clips),
-        bootstrap_interval(neighbours_losses, clips=clips[with_neighbour]),
-    )
+    if len(clips[with_neighbour].unique()) > 1:
+        neighbours_losses = (neighbours_guesses[:, 0] / count)[with_neighbour]
+        estimates.append(bootstrap_interval(neighbours_losses, clips=clips[with_neighbour]))
+    return estimates
 
 
 def naming_table(listeners: Listeners, held_out: Rows, generated: Rows) -> list[dict]:

@@ -1,7 +1,6 @@
 """Held-out sounds to evaluate on, in batches that are the same however many processes share them."""
 
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -105,6 +104,7 @@ class HeldOutCrops:
         self._batch_size = args.batch_size
         self._accelerator = accelerator
         self._keys = _spread(args.num_examples, len(dataset))
+        self._clips = list(dataset["clip"]) if args.single_events else range(len(dataset))
         self.left_out: list[tuple[str, str]] = []
 
     def measure(self, function: Callable[[list[dict]], Rows], description: str) -> Rows:
@@ -134,8 +134,7 @@ class HeldOutCrops:
                 index = {
                     "index": torch.tensor([example["index"] for example in examples]),
                     "label": torch.tensor([each[0] if len(each) == 1 else -1 for each in labels]),
-                    # the same on every process
-                    "clip": torch.tensor([zlib.crc32(example["name"].encode()) for example in examples]),
+                    "clip": torch.tensor([self._clips[self._keys[example["index"]][1]] for example in examples]),
                 }
                 batches.append(index | function(examples))
         self.left_out = gather_object(self.left_out)

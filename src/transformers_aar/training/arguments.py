@@ -53,14 +53,17 @@ def optional(rule: Rule) -> Rule:
 
 
 class MergeMapping(argparse.Action):
-    """Stores JSON; what the command line says of some of a mapping's fields leaves the recipe's others as they are."""
+    """
+    Stores JSON; what the command line says of some of a mapping's fields leaves the recipe's others as they are. An
+    empty mapping takes them all away.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
         before = getattr(namespace, self.dest)
         # a default is no text, and is replaced
         if isinstance(before, str):
             mappings = [_decode_mapping(text) for text in (before, values)]
-            values = values if None in mappings else json.dumps(mappings[0] | mappings[1])
+            values = json.dumps(mappings[0] | mappings[1]) if None not in mappings and mappings[1] else values
         setattr(namespace, self.dest, values)
 
 
@@ -73,7 +76,7 @@ def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
 
 def fields_option(help: str) -> Any:
     """A dataclass field for a mapping in JSON whose fields can be overridden one by one."""
-    return option(f"JSON: {help}. Overrides a recipe's field by field.", {}, action=MergeMapping)
+    return option(f"JSON: {help}. Overrides a recipe's field by field, and {{}} all of them.", {}, action=MergeMapping)
 
 
 DATASET_RULES = {

@@ -55,8 +55,8 @@ FREE_FIELDS = (
 )
 # of fewer files no share is taken
 FEW_FILES = 1000
-# Processes wait for each other, who may have hours to go: in preparing a dataset, or in writing a checkpoint.
-PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=7))
+# Processes wait for the one that prepares a dataset, or writes a checkpoint; but not for ever for one that is lost.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
 
 
 class StopTraining(Exception):
