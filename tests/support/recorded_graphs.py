@@ -28,7 +28,9 @@ class RecordedGraph(TorchDispatchMode):
         self.steps.append((func, args, kwargs, result))
         return result
 
-    @torch.inference_mode()  # a graph doesn't mind what PyTorch allows to be written to
+    # a graph doesn't mind what PyTorch allows to be written to, nor in which dtype it would compute
+    @torch.inference_mode()
+    @torch.autocast("cpu", enabled=False)
     def replay(self) -> None:
         self.num_replays += 1
         for func, args, kwargs, result in self.steps:

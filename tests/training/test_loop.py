@@ -212,13 +212,13 @@ def test_processes_wait_for_each_other(tmp_path, options):
     """Longer than PyTorch lets them by default, while the first one prepares a dataset or writes a checkpoint."""
 
     def note_timeout(**kwargs) -> None:
-        (tmp_path / "days").write_text(str(kwargs["timeout"].days))
+        (tmp_path / "hours").write_text(str(kwargs["timeout"].total_seconds() / 3600))
         raise SystemExit(0)
 
     prepare = partial(setattr, torch.distributed, "init_process_group", note_timeout)
     chosen = options["sat"] | {"output_dir": tmp_path / "run"}
     assert Forked("train_sat.py", chosen, tmp_path, prepare, rank_environments(2)[0]).wait().status == 0
-    assert (tmp_path / "days").read_text() == "7"
+    assert (tmp_path / "hours").read_text() == "6.0"
 
 
 @pytest.mark.parametrize(
