@@ -353,13 +353,7 @@ def resume(stage: Stage, args: LoopArguments, accelerator: Accelerator, folder: 
     difference = first_difference(type(stage.config).from_pretrained(checkpoint.path), stage.config)
     if difference is not None:
         raise StopTraining(other_model(checkpoint, difference))
-    try:
-        stage.load_files(checkpoint.path)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, OSError) as error:  # tensors of other shapes or names, and files that aren't there
-        reason = str(error).splitlines()[-1].strip()
-        raise StopTraining(other_model(checkpoint, reason)) from error
+    load_files(stage, checkpoint)
     progress = Progress(**checkpoint.state["progress"])
     changed = [name for name in now if before.get(name) != now[name]]
     if changed and accelerator.is_main_process:
@@ -367,6 +361,20 @@ def resume(stage: Stage, args: LoopArguments, accelerator: Accelerator, folder: 
         logger.warning(f"This run goes on with other settings than it began with: {changes}.")
     accelerator.print(f"Going on after step {progress.step}, from {checkpoint.path}.")
     return progress
+
+
+def load_files(stage: Stage, checkpoint: Checkpoint) -> None:
+    """Loads a checkpoint on all processes; when one can't, all end with its sentence."""
+    reason = None
+    try:
+        stage.load_files(checkpoint.path)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, OSError) as error:  # tensors of other shapes or names, and files that aren't there
+        reason = str(error).splitlines()[-1].strip()
+    reasons = [each for each in gather_object([reason]) if each is not None]
+    if reasons:
+        raise StopTraining(other_model(checkpoint, reasons[0]))
 
 
 def other_model(checkpoint: Checkpoint, reason: str) -> str:
