@@ -426,6 +426,14 @@ def test_lora_on_all_linear_layers(build_generator, inputs, adaln, use_reentrant
     assert all(grad is not None and grad.abs().sum() > 0 for grad in in_blocks)
 
 
+def test_gradients_into_the_blocks_are_taken_away_again(build_generator):
+    model = build_generator()
+    model.enable_input_require_grads()
+    assert len(model.model.embeddings._forward_hooks) == 1
+    model.disable_input_require_grads()
+    assert len(model.model.embeddings._forward_hooks) == 0
+
+
 def test_there_is_no_table_to_resize(generator):
     with pytest.raises(ValueError, match="no table of tokens"):
         generator.resize_token_embeddings(20)

@@ -70,6 +70,7 @@ def test_single_events_of_a_dataset(dataset):
     assert rows == [("a", [0], 0.0, 1.0), ("a", [1], 2.0, 3.5), ("b", [2], 0.5, 1.0)]
     assert parts.features["labels"] == dataset.features["labels"]
     assert [row["audio"]["path"] for row in parts] == [dataset[index]["audio"]["path"] for index in (0, 0, 1)]
+    assert parts["clip"][:] == [0, 0, 1]
     # shorter ones are left out
     assert [row["labels"] for row in single_events(dataset, 1.2)] == [[1]]
 

@@ -69,6 +69,14 @@ def test_guesses_are_means_over_tokens():
     assert [row["loss with neighbours' conditioning"].value for row in table] == pytest.approx([12 / 3, 32 / 9])
 
 
+@pytest.mark.parametrize("alone", [[0, 1, 2, 3], [2, 3]], ids=["all", "but for one clip's"])
+def test_without_neighbours_there_is_no_figure_of_theirs(alone):
+    neighbours = ROWS["neighbours_guesses"].clone()
+    neighbours[alone] = math.nan
+    assert guess_figures(ROWS | {"neighbours_guesses": neighbours}).keys() == {"loss", "accuracy"}
+    assert "loss" in guess_table([1, 3], ROWS | {"neighbours_guesses": neighbours})[0]
+
+
 class Ast(AstEmbedding):
     """Hears in a sound the logarithms of what its row says."""
 

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from clips import write_clips
+from datasets import Dataset
 
 from transformers_aar.evaluation.bootstrap import Estimate
 from transformers_aar.evaluation.codec_evaluation import latent_errors, mel_distances_by_scale
@@ -158,6 +159,15 @@ def test_more_crops_than_sounds_are_others_of_the_same(make_crops):
     assert not torch.equal(crops.read(2)["waveforms"][0], crops.read(7)["waveforms"][0])
     first, second = crops.measure(peaks, "crops")["clip"].chunk(2)
     assert torch.equal(first, second) and len(first.unique()) == 5
+
+
+def test_sounds_of_one_name_are_several(make_crops, audioset_dir, tmp_path):
+    """Tables that hold their sounds often call all of them alike."""
+    files = sorted(audioset_dir.rglob("*.wav"))[:3]
+    sounds = [{"path": "audio.wav", "bytes": file.read_bytes()} for file in files]
+    Dataset.from_dict({"audio": sounds}).to_parquet(tmp_path / "data.parquet")
+    crops = make_crops(tmp_path, dataset_name="parquet", split="train", num_examples=6)
+    assert crops.measure(peaks, "crops")["clip"].tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_labels_are_those_of_the_model(make_crops):

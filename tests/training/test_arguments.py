@@ -94,6 +94,9 @@ def test_mappings_are_overridden_field_by_field(recipe):
     path = recipe("output_dir: a\ncodec: b\nmodel_config: {conditioning: label, num_hidden_layers: 4}\n")
     *_, aar = parse_arguments([path, '--model-config={"conditioning": "none"}'], *AAR_TYPES)
     assert aar.model_config == {"conditioning": "none", "num_hidden_layers": 4}
+    path = recipe("output_dir: a\ncodec_config: {num_filters: 8}\n")
+    *_, sat = parse_arguments([path, "--codec_config", "{}"], *SAT_TYPES)
+    assert sat.codec_config == {}
 
 
 def test_a_mapping_that_is_none_is_refused_beside_a_recipe(recipe, refused):
